@@ -1,0 +1,183 @@
+// The Python module fastconv._C: addresses, problem structs and plans. Knows nothing of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "plan.h"
+
+namespace py = pybind11;
+using namespace fastconv;
+
+namespace {
+
+using Address = uintptr_t;
+using release_gil = py::call_guard<py::gil_scoped_release>;
+
+void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+int usable(int threads) { return threads_usable() ? threads : 1; }
+
+Primitive primitive_named(const std::string& name) {
+  if (name == "forward") return Primitive::forward;
+  if (name == "input_gradient") return Primitive::input_gradient;
+  if (name == "weight_gradient") return Primitive::weight_gradient;
+  checks::fail("primitive: expected forward, input_gradient or weight_gradient, got " + name);
+}
+
+void expect(const ConvPlan& plan, Primitive primitive) {
+  if (plan.primitive != primitive) throw std::logic_error("this plan is for another primitive");
+}
+
+void run(const ConvPlan& plan, cpu::ConvArgs& args, Address workspace) {
+  args.workspace = at(workspace);
+  args.threads = usable(plan.threads);
+  plan.algorithm->run(plan.problem, args);
+}
+
+void bind_problems(py::module_& m) {
+  py::enum_<Dtype>(m, "Dtype")
+      .value("float32", Dtype::float32)
+      .value("float64", Dtype::float64)
+      .value("float16", Dtype::float16)
+      .value("bfloat16", Dtype::bfloat16);
+  py::enum_<Layout>(m, "Layout").value("channels_first", Layout::channels_first).value("channels_last", Layout::channels_last);
+
+#define FIELD(name) .def_readwrite(#name, &Problem::name)
+  {
+    using Problem = ConvProblem;
+    py::class_<Problem>(m, "ConvProblem")
+        .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(k) FIELD(r) FIELD(s) FIELD(p)
+            FIELD(q) FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_bottom) FIELD(pad_left) FIELD(pad_right)
+                FIELD(dilation_h) FIELD(dilation_w) FIELD(groups) FIELD(layout) FIELD(weight_layout) FIELD(dtype);
+  }
+  {
+    using Problem = PoolProblem;
+    py::class_<Problem>(m, "PoolProblem")
+        .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(r) FIELD(s) FIELD(p) FIELD(q)
+            FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_left) FIELD(pad_bottom) FIELD(pad_right) FIELD(dilation_h)
+                FIELD(dilation_w) FIELD(count_include_pad) FIELD(divisor) FIELD(adaptive) FIELD(layout) FIELD(dtype)
+        .def("validate", [](const Problem& problem) { checks::validate(problem); });
+  }
+  {
+    using Problem = LrnProblem;
+    py::class_<Problem>(m, "LrnProblem")
+        .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(spatial) FIELD(size) FIELD(alpha) FIELD(beta) FIELD(k)
+            FIELD(layout) FIELD(dtype)
+        .def("validate", [](const Problem& problem) { checks::validate(problem); });
+  }
+#undef FIELD
+}
+
+void bind_conv(py::module_& m) {
+  m.def(
+      "conv_algorithms",
+      [](const ConvProblem& problem, const std::string& primitive) {
+        return conv_algorithms(problem, primitive_named(primitive));
+      },
+      py::arg("problem"), py::arg("primitive"));
+  py::class_<ConvPlan>(m, "ConvPlan")
+      .def(py::init([](const ConvProblem& problem, const std::string& primitive, int threads, const std::string& algorithm) {
+             return plan_conv(problem, primitive_named(primitive), threads, algorithm);
+           }),
+           py::arg("problem"), py::arg("primitive"), py::arg("threads"), py::arg("algorithm") = "")
+      .def_property_readonly("algorithm", [](const ConvPlan& plan) { return plan.algorithm->name; })
+      .def_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
+      .def_readonly("threads", &ConvPlan::threads)
+      .def(
+          "forward",
+          [](const ConvPlan& plan, Address x, Address w, Address b, Address y, Address workspace) {
+            expect(plan, Primitive::forward);
+            cpu::ConvArgs args{};
+            args.x = at(x), args.w = at(w), args.b = at(b), args.y = at(y);
+            run(plan, args, workspace);
+          },
+          release_gil())
+      .def(
+          "input_gradient",
+          [](const ConvPlan& plan, Address gy, Address w, Address b, Address gx, Address workspace) {
+            expect(plan, Primitive::input_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.w = at(w), args.b = at(b), args.gx = at(gx);
+            run(plan, args, workspace);
+          },
+          release_gil())
+      .def(
+          "weight_gradient",
+          [](const ConvPlan& plan, Address gy, Address x, Address gw, Address gb, Address workspace) {
+            expect(plan, Primitive::weight_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.x = at(x), args.gw = at(gw), args.gb = at(gb);
+            run(plan, args, workspace);
+          },
+          release_gil());
+}
+
+void bind_pool(py::module_& m) {
+  using cpu::MaxIndex;
+  py::enum_<MaxIndex>(m, "MaxIndex")
+      .value("none", MaxIndex::none)
+      .value("window", MaxIndex::window)
+      .value("plane", MaxIndex::plane);
+  m.def(
+      "max_pool_forward",
+      [](const PoolProblem& problem, Address x, Address y, Address index, MaxIndex kind, int threads) {
+        cpu::kernels().pool.max_forward(problem, at(x), at(y), at(index), kind, usable(threads));
+      },
+      release_gil());
+  m.def(
+      "max_pool_backward",
+      [](const PoolProblem& problem, Address gy, Address index, MaxIndex kind, Address gx, int threads) {
+        return cpu::kernels().pool.max_backward(problem, at(gy), at(index), kind, at(gx), usable(threads));
+      },
+      release_gil());
+  m.def(
+      "max_pool_gather",
+      [](const PoolProblem& problem, Address v, Address index, MaxIndex kind, Address y, int threads) {
+        return cpu::kernels().pool.max_gather(problem, at(v), at(index), kind, at(y), usable(threads));
+      },
+      release_gil());
+  m.def(
+      "average_pool_forward",
+      [](const PoolProblem& problem, Address x, Address y, int threads) {
+        cpu::kernels().pool.average_forward(problem, at(x), at(y), usable(threads));
+      },
+      release_gil());
+  m.def(
+      "average_pool_backward",
+      [](const PoolProblem& problem, Address gy, Address gx, int threads) {
+        cpu::kernels().pool.average_backward(problem, at(gy), at(gx), usable(threads));
+      },
+      release_gil());
+}
+
+void bind_lrn(py::module_& m) {
+  m.def(
+      "lrn_forward",
+      [](const LrnProblem& problem, Address x, Address y, int threads) {
+        cpu::kernels().lrn.forward(problem, at(x), at(y), usable(threads));
+      },
+      release_gil());
+  m.def(
+      "lrn_backward",
+      [](const LrnProblem& problem, Address x, Address gy, Address gx, int threads) {
+        cpu::kernels().lrn.backward(problem, at(x), at(gy), at(gx), usable(threads));
+      },
+      release_gil());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastconv's kernels. The Python package checks arguments and allocates; this module takes addresses.";
+  m.def("isa", [] { return std::string(cpu::kernels().isa); }, "The instruction set in use.");
+  m.def("compiled_isas", cpu::compiled_isas, "Instruction sets this module was compiled for, best first.");
+  m.def("available_isas", cpu::available_isas, "Those of them that this machine has.");
+  m.def("useful_threads", useful_threads, "How many threads are worth waking for so many operations.", py::arg("operations"),
+        py::arg("threads"));
+  bind_problems(m);
+  bind_conv(m);
+  bind_pool(m);
+  bind_lrn(m);
+  cpu::kernels();  // an unusable FASTCONV_ISA is an import error, not a later crash
+}

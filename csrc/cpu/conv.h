@@ -1,0 +1,11 @@
+// The convolution algorithms of one instruction set. They compute in float32 and float64; float16 and bfloat16 problems are
+// converted around them (half.h).
+#pragma once
+
+#include "kernels.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+extern const ConvAlgorithm naive_forward, naive_input_gradient, naive_weight_gradient;
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,150 @@
+// Vectors of the instruction set this file is compiled for. Kernels are written once against it.
+//
+// CMake compiles each kernel source per instruction set with FASTCONV_ISA (the namespace) and FASTCONV_VECTOR_BYTES (64, 32,
+// 16). Vectors are GCC's own: + - * / < and __builtin_shuffle work on them; what GCC has no operator for is below. 64-byte
+// vectors compile for any instruction set (GCC splits them), so that the AVX-512 kernels can be executed, slowly, on a machine
+// without it.
+//
+// Everything is compiled with -ffp-contract=off: a product is fused with a sum where the source says fma() and nowhere else, so
+// the vector body and the tail of a loop round alike.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../dtype.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+constexpr int vector_bytes = FASTCONV_VECTOR_BYTES;
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(vector_bytes)));
+  typedef T unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int lanes = vector_bytes / int(sizeof(T));
+
+// The vector of lane masks a comparison of Vec<T> gives: all ones or all zeros.
+template <class T>
+using Mask = Vec<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
+
+// Unlike std::min and std::max these have one definition per instruction set, which the linker cannot exchange for another's.
+template <class T>
+constexpr T minimum(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T maximum(T a, T b) {
+  return a < b ? b : a;
+}
+
+inline __attribute__((always_inline)) float fma(float a, float b, float c) {
+#ifdef __FMA__
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline __attribute__((always_inline)) double fma(double a, double b, double c) {
+#ifdef __FMA__
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline __attribute__((always_inline)) Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__FMA__)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+  Vec<float> out;
+  for (int i = 0; i < lanes<float>; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return out;
+#else
+  return a * b + c;
+#endif
+}
+inline __attribute__((always_inline)) Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__FMA__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__FMA__)
+  Vec<double> out;
+  for (int i = 0; i < lanes<double>; ++i) out[i] = __builtin_fma(a[i], b[i], c[i]);
+  return out;
+#else
+  return a * b + c;
+#endif
+}
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> splat(T value) {
+  return value - Vec<T>{};  // GCC turns this into one broadcast; 0 - (-0.0) keeps the sign because value comes first
+}
+
+template <class T>
+inline __attribute__((always_inline)) Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T>::unaligned*>(p);
+}
+template <class T>
+inline __attribute__((always_inline)) void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+}
+
+#if FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+// A window of this table that starts at 8 - n selects the first n of 8 lanes.
+alignas(64) static const int32_t first_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#endif
+
+// The first n lanes (0 <= n <= lanes) from memory, zeros elsewhere; nothing beyond them is touched.
+inline __attribute__((always_inline)) Vec<float> load_first(const float* p, int n) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1u), p);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Vec<float>)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i*)(first_lanes + 8 - n)));
+#else
+  Vec<float> v{};
+  std::memcpy(&v, p, size_t(n) * sizeof(float));
+  return v;
+#endif
+}
+inline __attribute__((always_inline)) Vec<double> load_first(const double* p, int n) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1u), p);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return (Vec<double>)_mm256_maskload_pd(p, _mm256_loadu_si256((const __m256i*)(first_lanes + 8 - 2 * n)));
+#else
+  Vec<double> v{};
+  std::memcpy(&v, p, size_t(n) * sizeof(double));
+  return v;
+#endif
+}
+inline __attribute__((always_inline)) void store_first(float* p, Vec<float> v, int n) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1u), (__m512)v);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  _mm256_maskstore_ps(p, _mm256_loadu_si256((const __m256i*)(first_lanes + 8 - n)), (__m256)v);
+#else
+  std::memcpy(p, &v, size_t(n) * sizeof(float));
+#endif
+}
+inline __attribute__((always_inline)) void store_first(double* p, Vec<double> v, int n) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1u), (__m512d)v);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  _mm256_maskstore_pd(p, _mm256_loadu_si256((const __m256i*)(first_lanes + 8 - 2 * n)), (__m256d)v);
+#else
+  std::memcpy(p, &v, size_t(n) * sizeof(double));
+#endif
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,19 @@
+// The table of one instruction set.
+#include "kernels.h"
+
+#include "conv.h"
+#include "lrn.h"
+#include "pool.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+#define FASTCONV_STRING(x) #x
+#define FASTCONV_NAME(x) FASTCONV_STRING(x)
+
+const Kernels& kernels() {
+  static const ConvAlgorithm conv[] = {naive_forward, naive_input_gradient, naive_weight_gradient};
+  static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn};
+  return table;
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,31 @@
+// Which algorithm computes a problem: a pure function of the problem, the instruction set and, for the work split, the threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fastconv {
+
+struct ConvPlan {
+  ConvProblem problem;
+  Primitive primitive;
+  const cpu::ConvAlgorithm* algorithm;
+  int threads;              // for kernels and workspace
+  int64_t workspace_bytes;  // 64-byte aligned memory the caller provides to `run`
+};
+
+// Names of the algorithms that can compute the problem, in order of preference.
+std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive primitive);
+
+// Validates the problem and chooses. `algorithm` forces one by name; throws std::invalid_argument if it does not apply.
+ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads, const std::string& algorithm);
+
+// How many threads are worth waking for so many operations: waking one costs a few microseconds.
+int useful_threads(int64_t operations, int threads);
+
+// False in a process forked from this one: the OpenMP threads did not come along, so calls there use one thread.
+bool threads_usable();
+
+}  // namespace fastconv

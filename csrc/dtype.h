@@ -1,4 +1,4 @@
-// The four storage types, and the scalar conversions between the 16-bit ones and float.
+// The four storage types. isa.h converts between the 16-bit ones and float.
 #pragma once
 
 #include <cstdint>

@@ -147,4 +147,82 @@ inline __attribute__((always_inline)) void store_first(double* p, Vec<double> v,
 #endif
 }
 
+// float16 and bfloat16 are computed in float: load and store convert, rounding to nearest even; NaN stays NaN.
+
+typedef uint16_t Vec16 __attribute__((vector_size(vector_bytes / 2)));  // as many as there are lanes<float>
+typedef uint16_t Vec16Unaligned __attribute__((vector_size(vector_bytes / 2), aligned(2), may_alias));
+
+inline __attribute__((always_inline)) Vec<float> widened(Half, Vec16 v) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)v);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)v);
+#else
+  const Vec<int32_t> bits = __builtin_convertvector(v, Vec<int32_t>), magnitude = bits & 0x7fff;
+  const Vec<int32_t> normal = (magnitude << 13) + (112 << 23);
+  const Vec<int32_t> special = (magnitude << 13) | 0x7f800000 | ((magnitude > 0x7c00) & 0x400000);
+  const Vec<int32_t> subnormal = (Vec<int32_t>)(__builtin_convertvector(magnitude, Vec<float>) * 0x1p-24f);
+  const Vec<int32_t> out = magnitude >= 0x7c00 ? special : magnitude >= 0x400 ? normal : subnormal;
+  return (Vec<float>)(out | (bits & 0x8000) << 16);
+#endif
+}
+inline __attribute__((always_inline)) Vec16 narrowed(Half, Vec<float> v) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__F16C__)
+  return (Vec16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const Vec<int32_t> bits = (Vec<int32_t>)v, magnitude = bits & 0x7fffffff;
+  const Vec<int32_t> normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5, whose last place is 2^-24, rounds at the last place of float16's subnormals.
+  const Vec<int32_t> subnormal = (Vec<int32_t>)((Vec<float>)magnitude + 0.5f) - 0x3f000000;
+  const Vec<int32_t> nan = 0x7e00 | ((magnitude >> 13) & 0x1ff);
+  Vec<int32_t> out = magnitude < 0x38800000 ? subnormal : normal;
+  out = magnitude >= 0x47800000 ? Vec<int32_t>{} + 0x7c00 : out;
+  out = magnitude > 0x7f800000 ? nan : out;
+  return __builtin_convertvector((Vec<uint32_t>)(out | (bits >> 16 & 0x8000)), Vec16);
+#endif
+}
+inline __attribute__((always_inline)) Vec<float> widened(BFloat16, Vec16 v) {
+  return (Vec<float>)(__builtin_convertvector(v, Vec<uint32_t>) << 16);
+}
+inline __attribute__((always_inline)) Vec16 narrowed(BFloat16, Vec<float> v) {
+  const Vec<uint32_t> bits = (Vec<uint32_t>)v;
+  const Vec<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Vec<uint32_t> out = v != v ? bits >> 16 | 0x40 : rounded;
+  return __builtin_convertvector(out, Vec16);
+}
+
+#define FASTCONV_CONVERTING_ACCESS(T)                                                              \
+  inline __attribute__((always_inline)) Vec<float> load(const T* p) {                              \
+    return widened(T{}, *reinterpret_cast<const Vec16Unaligned*>(p));                              \
+  }                                                                                                \
+  inline __attribute__((always_inline)) void store(T* p, Vec<float> v) {                           \
+    *reinterpret_cast<Vec16Unaligned*>(p) = narrowed(T{}, v);                                      \
+  }                                                                                                \
+  inline __attribute__((always_inline)) Vec<float> load_first(const T* p, int n) {                 \
+    Vec16 v{};                                                                                     \
+    std::memcpy(&v, p, size_t(n) * sizeof(T));                                                     \
+    return widened(T{}, v);                                                                        \
+  }                                                                                                \
+  inline __attribute__((always_inline)) void store_first(T* p, Vec<float> v, int n) {              \
+    const Vec16 out = narrowed(T{}, v);                                                            \
+    std::memcpy(p, &out, size_t(n) * sizeof(T));                                                   \
+  }                                                                                                \
+  inline __attribute__((always_inline)) float load_one(const T* p) { return load_first(p, 1)[0]; } \
+  inline __attribute__((always_inline)) void store_one(T* p, float value) { store_first(p, splat(value), 1); }
+FASTCONV_CONVERTING_ACCESS(Half)
+FASTCONV_CONVERTING_ACCESS(BFloat16)
+#undef FASTCONV_CONVERTING_ACCESS
+
+// One element, converted likewise.
+template <class T>
+inline __attribute__((always_inline)) T load_one(const T* p) {
+  return *p;
+}
+template <class T>
+inline __attribute__((always_inline)) void store_one(T* p, T value) {
+  *p = value;
+}
+
 }  // namespace fastconv::cpu::FASTCONV_ISA

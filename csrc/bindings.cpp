@@ -175,6 +175,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", cpu::available_isas, "Those of them that this machine has.");
   m.def("useful_threads", useful_threads, "How many threads are worth waking for so many operations.", py::arg("operations"),
         py::arg("threads"));
+  m.def(
+      "multiply_add_ceiling",
+      [](int64_t steps, int threads) { return cpu::kernels().multiply_add_ceiling(steps, usable(threads)); },
+      "Runs nothing but float32 multiply-adds; returns how many operations that were.", py::arg("steps"), py::arg("threads"),
+      release_gil());
   bind_problems(m);
   bind_conv(m);
   bind_pool(m);

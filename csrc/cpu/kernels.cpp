@@ -1,6 +1,7 @@
 // The table of one instruction set.
 #include "kernels.h"
 
+#include "ceiling.h"
 #include "conv.h"
 #include "lrn.h"
 #include "pool.h"
@@ -12,7 +13,8 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 const Kernels& kernels() {
   static const ConvAlgorithm conv[] = {naive_forward, naive_input_gradient, naive_weight_gradient};
-  static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn};
+  static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn,
+                                multiply_add_ceiling};
   return table;
 }
 

@@ -62,6 +62,8 @@ struct Kernels {
   int conv_count;
   PoolKernels pool;
   LrnKernels lrn;
+  // The operations done by so many steps of nothing but multiply-adds (ceiling.h): the benchmark times it.
+  int64_t (*multiply_add_ceiling)(int64_t steps, int threads);
 };
 
 }  // namespace fastconv::cpu

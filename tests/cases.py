@@ -171,6 +171,13 @@ CONV = [
     Conv("stem_11x11", 1, 3, 35, 35, 8, 11, 11, stride=(4, 4), padding=square(2)),
     Conv("stem_grey", 2, 1, 32, 32, 6, 5, 5),
     Conv("stem_3x3", 1, 3, 17, 16, 32, 3, 3, stride=(2, 2), padding=square(1)),
+    # enough work for three threads in one image
+    Conv("work_pointwise", 1, 40, 13, 14, 70, 1, 1),
+    Conv("work_grouped", 1, 24, 20, 21, 36, 3, 3, padding=square(1), groups=6),
+    Conv("work_depthwise", 1, 25, 23, 41, 25, 3, 3, padding=square(1), groups=25),
+    Conv("work_depthwise_strided", 1, 40, 33, 32, 40, 5, 5, stride=(2, 2), padding=square(2), groups=40),
+    Conv("work_one_channel", 1, 1, 64, 65, 5, 5, 5, padding=square(2)),
+    Conv("work_conv1d", 1, 20, 1, 200, 24, 1, 5, padding=((0, 0), (2, 2))),
     # regressions
     Conv("lenet_c3", 2, 6, 14, 14, 16, 5, 5),
     Conv("batch_7", 7, 4, 6, 6, 8, 3, 3, padding=square(1)),
@@ -188,6 +195,7 @@ TRANSPOSED = [
     Transposed("pointwise", 2, 9, 4, 4, 17, 1, 1),
     Transposed("stride_beyond_kernel", 1, 4, 4, 5, 6, 2, 2, (4, 3), (0, 0), (3, 1)),
     Transposed("padding_crops", 1, 3, 6, 6, 4, 3, 3, (1, 1), (3, 2)),
+    Transposed("work", 1, 20, 9, 8, 24, 4, 4, stride=(2, 2), padding=(1, 1)),
     Transposed("conv_transpose1d", 2, 6, 1, 20, 5, 1, 4, (1, 2), (0, 1), (0, 1)),
 ]
 
@@ -208,6 +216,8 @@ POOL = [
     Pool("one_dimension", 2, 5, 1, 40, (1, 3), (1, 2), (0, 1)),
     Pool("dilated", 1, 5, 12, 14, (3, 3), (2, 1), (1, 1), (2, 3)),
     Pool("dilated_ceil", 1, 3, 13, 13, (2, 3), (3, 2), (1, 1), (3, 2), ceil_mode=True),
+    Pool("work_2x2", 1, 24, 64, 50, (2, 2), (2, 2)),
+    Pool("work_3x3", 2, 30, 41, 39, (3, 3), (2, 2), (1, 1)),
     Pool("wide_row", 1, 2, 5, 70, (3, 3), (2, 2), (1, 1)),
     Pool("many_channels", 1, 65, 6, 5, (3, 2), (2, 2)),
 ]
@@ -218,6 +228,7 @@ ADAPTIVE = [
     Adaptive("uneven", 2, 17, 11, 13, (4, 5)),
     Adaptive("identity", 1, 3, 5, 6, (5, 6)),
     Adaptive("enlarging", 1, 4, 3, 5, (7, 8)),
+    Adaptive("work", 2, 64, 33, 31, (6, 7)),
     Adaptive("one_dimension", 2, 6, 1, 23, (1, 9)),
 ]
 
@@ -230,4 +241,5 @@ LRN = [
     Lrn("three_dimensions", (1, 6, 2, 3, 4), 3, 0.2, 2.0, 1.0),
     Lrn("odd_beta", (1, 8, 33), 5, 0.1, 0.6, 1.0),
     Lrn("many_channels", (1, 96, 3, 5), 5),
+    Lrn("work", (2, 64, 31, 30), 5, 1e-2),
 ]

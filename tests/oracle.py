@@ -1,8 +1,8 @@
 """The operators as plain loops in float64, written from their definitions and independent of torch.
 
-Arrays are NumPy, [N, C, H, W]; a one-dimensional operator is one of height 1. `padding` is ((top, bottom), (left, right))
-for a convolution and (height, width) for pooling. Every other test trusts this file; `test_oracle.py` compares it with
-torch.
+Arrays are NumPy, [N, C, H, W]; a one-dimensional operator is one of height 1. `padding` is ((top, bottom), (left,
+right)) for a convolution and (height, width) for pooling. Every other test trusts this file; `test_oracle.py` compares
+it with torch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def conv_transpose(
 
 
 def pool_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Number of windows; with ceil_mode one may hang over the end, but must begin in the input or its leading padding."""
+    """Number of windows; with ceil_mode one may hang over the end if it begins in the input or the padding before."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-span // stride) if ceil_mode else span // stride) + 1
     if ceil_mode and (count - 1) * stride >= size + padding:

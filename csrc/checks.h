@@ -30,6 +30,15 @@ inline int64_t multiply(const char* name, int64_t a, int64_t b) {
   return out;
 }
 
+// The types are enumerations that a caller can make of any number.
+inline void known(Dtype dtype) {
+  if (dtype < Dtype::float32 || dtype > Dtype::bfloat16) fail("dtype: expected one of float32, float64, float16, bfloat16");
+}
+inline void known(Layout layout) {
+  if (layout < Layout::channels_first || layout > Layout::channels_last)
+    fail("layout: expected channels_first or channels_last");
+}
+
 // Number of bytes of a tensor; must fit in 63 bits.
 inline int64_t bytes(const char* name, Dtype dtype, std::initializer_list<int64_t> sizes) {
   int64_t total = size_of(dtype);
@@ -54,12 +63,15 @@ inline void conv_axis(const char* axis, int64_t in, int64_t kernel, int64_t out,
   at_least(("input size" + of).c_str(), in, 0);
   at_least(("output size" + of).c_str(), out, 0);
   const int64_t padded = add("padding", add("padding", in, before), after);
-  const int64_t span = padded - extent("dilation", kernel, dilation);
+  const int64_t span = add("padding", padded, -extent("dilation", kernel, dilation));
   const int64_t expected = span < 0 ? 0 : span / stride + 1;
   if (out != expected) fail("output size" + of + ": expected " + std::to_string(expected) + ", got " + std::to_string(out));
 }
 
 inline void validate(const ConvProblem& p) {
+  known(p.dtype);
+  known(p.layout);
+  known(p.weight_layout);
   at_least("batch size", p.n, 0);
   at_least("input channels", p.c, 0);
   at_least("output channels", p.k, 0);
@@ -93,6 +105,8 @@ inline void pool_axis(const char* axis, int64_t in, int64_t kernel, int64_t out,
 }
 
 inline void validate(const PoolProblem& p) {
+  known(p.dtype);
+  known(p.layout);
   bytes("input", p.dtype, {p.n, p.c, p.h, p.w});
   bytes("output", Dtype::float64, {p.n, p.c, p.p, p.q});  // float64: indices are as wide
   if (p.adaptive) {
@@ -108,6 +122,8 @@ inline void validate(const PoolProblem& p) {
 }
 
 inline void validate(const LrnProblem& p) {
+  known(p.dtype);
+  known(p.layout);
   bytes("input", p.dtype, {p.n, p.c, p.spatial});
   at_least("size", p.size, 1);
 }

@@ -57,7 +57,10 @@ void bind_problems(py::module_& m) {
         .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(r) FIELD(s) FIELD(p) FIELD(q)
             FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_left) FIELD(pad_bottom) FIELD(pad_right) FIELD(dilation_h)
                 FIELD(dilation_w) FIELD(count_include_pad) FIELD(divisor) FIELD(adaptive) FIELD(layout) FIELD(dtype)
-        .def("validate", [](const Problem& problem) { checks::validate(problem); });
+        .def("validate", [](const Problem& problem) { checks::validate(problem); })
+        .def_property_readonly(
+            "fits_window_index", [](const Problem& problem) { return checks::fits_window_index(problem); },
+            "Whether MaxIndex.window can be used: a window has at most 255 positions.");
   }
   {
     using Problem = LrnProblem;
@@ -113,6 +116,11 @@ void bind_conv(py::module_& m) {
           release_gil());
 }
 
+void expect_fitting(const PoolProblem& problem, cpu::MaxIndex kind) {
+  if (kind == cpu::MaxIndex::window && !checks::fits_window_index(problem))
+    checks::fail("index kind: MaxIndex.window expects windows of at most 255 positions");
+}
+
 void bind_pool(py::module_& m) {
   using cpu::MaxIndex;
   py::enum_<MaxIndex>(m, "MaxIndex")
@@ -122,18 +130,21 @@ void bind_pool(py::module_& m) {
   m.def(
       "max_pool_forward",
       [](const PoolProblem& problem, Address x, Address y, Address index, MaxIndex kind, int threads) {
+        expect_fitting(problem, kind);
         cpu::kernels().pool.max_forward(problem, at(x), at(y), at(index), kind, usable(threads));
       },
       release_gil());
   m.def(
       "max_pool_backward",
       [](const PoolProblem& problem, Address gy, Address index, MaxIndex kind, Address gx, int threads) {
+        expect_fitting(problem, kind);
         return cpu::kernels().pool.max_backward(problem, at(gy), at(index), kind, at(gx), usable(threads));
       },
       release_gil());
   m.def(
       "max_pool_gather",
       [](const PoolProblem& problem, Address v, Address index, MaxIndex kind, Address y, int threads) {
+        expect_fitting(problem, kind);
         return cpu::kernels().pool.max_gather(problem, at(v), at(index), kind, at(y), usable(threads));
       },
       release_gil());

@@ -112,13 +112,22 @@ inline void validate(const PoolProblem& p) {
   if (p.adaptive) {
     if ((p.p > 0 && p.h < 1) || (p.q > 0 && p.w < 1))
       fail("input size: expected at least 1 in height and width for adaptive pooling");
-    multiply("output size", p.h, p.p);
-    multiply("output size", p.w, p.q);
+    // What the windows' ends are computed from.
+    add("output size", multiply("output size", p.h, add("output size", p.p, 1)), p.p);
+    add("output size", multiply("output size", p.w, add("output size", p.q, 1)), p.q);
+    add("input size", multiply("input size", p.p, add("input size", p.h, 1)), p.h);
+    add("input size", multiply("input size", p.q, add("input size", p.w, 1)), p.w);
     return;
   }
   multiply("kernel size", p.r, p.s);
   pool_axis("height", p.h, p.r, p.p, p.stride_h, p.pad_top, p.pad_bottom, p.dilation_h);
   pool_axis("width", p.w, p.s, p.q, p.stride_w, p.pad_left, p.pad_right, p.dilation_w);
+}
+
+// Whether the positions inside a window of a valid problem fit in MaxIndex::window's byte.
+inline bool fits_window_index(const PoolProblem& p) {
+  const int64_t rows = window_positions(p.adaptive, p.h, p.p, p.r), columns = window_positions(p.adaptive, p.w, p.q, p.s);
+  return rows <= 255 && columns <= 255 && rows * columns <= 255;
 }
 
 inline void validate(const LrnProblem& p) {

@@ -29,4 +29,26 @@ struct ComputeOf<double> {
 template <class T>
 using Compute = typename ComputeOf<T>::type;
 
+// Returns from the enclosing function with `call`, in which T is the storage type of `dtype`.
+#define FASTCONV_FOR_DTYPE(dtype, ...)  \
+  switch (dtype) {                      \
+    case ::fastconv::Dtype::float32: {  \
+      using T = float;                  \
+      return __VA_ARGS__;               \
+    }                                   \
+    case ::fastconv::Dtype::float64: {  \
+      using T = double;                 \
+      return __VA_ARGS__;               \
+    }                                   \
+    case ::fastconv::Dtype::float16: {  \
+      using T = ::fastconv::Half;       \
+      return __VA_ARGS__;               \
+    }                                   \
+    case ::fastconv::Dtype::bfloat16: { \
+      using T = ::fastconv::BFloat16;   \
+      return __VA_ARGS__;               \
+    }                                   \
+  }                                     \
+  __builtin_unreachable();
+
 }  // namespace fastconv

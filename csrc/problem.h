@@ -45,6 +45,11 @@ struct PoolProblem {
   Dtype dtype;
 };
 
+// The most positions a pooling window can have along an axis: what numbers a position inside a window.
+inline int64_t window_positions(bool adaptive, int64_t in, int64_t out, int64_t kernel) {
+  return adaptive ? in / out + (in % out ? 2 : 0) : kernel;
+}
+
 // y = x * (k + alpha * sum of x^2 over `size` neighbouring channels)^-beta over x [n, c, spatial]. `alpha` is what multiplies
 // the sum: torch's alpha divided by the size. The window of channel i is [i - size / 2, i + (size - 1) / 2].
 struct LrnProblem {

@@ -1,8 +1,0 @@
-// Pooling kernels.
-#include "pool.h"
-
-namespace fastconv::cpu::FASTCONV_ISA {
-
-extern const PoolKernels pool = {};
-
-}  // namespace fastconv::cpu::FASTCONV_ISA

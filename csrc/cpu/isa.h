@@ -154,7 +154,7 @@ typedef uint16_t Vec16Unaligned __attribute__((vector_size(vector_bytes / 2), al
 
 inline __attribute__((always_inline)) Vec<float> widened(Half, Vec16 v) {
 #if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
-  return (Vec<float>)_mm512_cvtph_ps((__m256i)v);
+  return (Vec<float>)_mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)v);
 #elif FASTCONV_VECTOR_BYTES == 32 && defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps((__m128i)v);
 #else
@@ -168,7 +168,7 @@ inline __attribute__((always_inline)) Vec<float> widened(Half, Vec16 v) {
 }
 inline __attribute__((always_inline)) Vec16 narrowed(Half, Vec<float> v) {
 #if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
-  return (Vec16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (Vec16)_mm512_maskz_cvtps_ph(__mmask16(-1), (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif FASTCONV_VECTOR_BYTES == 32 && defined(__F16C__)
   return (Vec16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else

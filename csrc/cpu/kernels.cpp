@@ -12,7 +12,7 @@ namespace fastconv::cpu::FASTCONV_ISA {
 #define FASTCONV_NAME(x) FASTCONV_STRING(x)
 
 const Kernels& kernels() {
-  static const ConvAlgorithm conv[] = {naive_forward, naive_input_gradient, naive_weight_gradient};
+  static const ConvAlgorithm conv[] = {implicit_gemm_forward, implicit_gemm_input_gradient, naive_weight_gradient};
   static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn,
                                 multiply_add_ceiling};
   return table;

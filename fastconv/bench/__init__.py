@@ -1,0 +1,1 @@
+"""The benchmark: fastconv beside its peers, layer by layer, in one run."""

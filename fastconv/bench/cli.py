@@ -1,0 +1,169 @@
+"""The `fastconv bench` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastconv.bench import overhead, plots, report
+from fastconv.bench.layers import SUITES, Suite, select
+from fastconv.bench.machine import describe, measure_ceiling
+from fastconv.bench.peers import LAYOUTS
+from fastconv.bench.run import PASSES, Report, jobs, run_suite
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fastconv bench`."""
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="SUITE|PROBLEM",
+        help=f"{', '.join(SUITES)}, all, or a problem such as conv2d:8,128,28,28,128,3x3,stride=1,padding=1 "
+        "(operator:N,C,H,W,outputs,kernel,parameters); default: quick, nothing with --overhead",
+    )
+    parser.add_argument("--overhead", action="store_true", help="time calls on tiny tensors, for every operator")
+    parser.add_argument("--passes", type=_list_of(PASSES), default=PASSES, help=f"of {','.join(PASSES)}")
+    parser.add_argument("--layouts", type=_list_of(LAYOUTS), default=LAYOUTS, help=f"of {','.join(LAYOUTS)}")
+    parser.add_argument("--threads", type=_positive(int), help="default: as torch is set")
+    parser.add_argument("--seconds", type=_positive(float), default=1.0, help="to spend on each row (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for --compare and your own tools")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown; - for standard output")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write ratios and roofline as PNG and SVG")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what changed since an earlier --json")
+    parser.add_argument("--list", action="store_true", help="print the problems of the suites and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the benchmark; 2 for a bad argument, 1 if a result is wrong."""
+    try:
+        suite = select(args.what or ([] if args.overhead else ["quick"]))
+        old = Report.load(args.compare) if args.compare else None
+    except (ValueError, OSError) as error:
+        print(f"fastconv bench: {error}", file=sys.stderr)
+        return 2
+    if args.list:
+        _list(suite)
+        return 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or before)
+    try:
+        measured = _measure(suite, args)
+    except KeyboardInterrupt:
+        print("fastconv bench: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        torch.set_num_threads(before)
+
+    shown = report.tables(measured)
+    if old:
+        shown.append(report.compare_table(measured, old))
+    markdown = "\n".join(table.markdown() for table in shown)
+    if args.markdown == "-":
+        print(markdown)
+    else:
+        _print(shown, markdown, report.summary(measured))
+    if args.json:
+        _write(args.json, measured.to_json())
+    if args.markdown and args.markdown != "-":
+        _write(Path(args.markdown), markdown)
+    if args.plots and measured.results:
+        for file in plots.save(measured, args.plots):
+            print(f"wrote {file}", file=sys.stderr)
+    return int(any(result.wrong for result in measured.results))
+
+
+def _measure(suite: Suite, args: argparse.Namespace) -> Report:
+    threads = torch.get_num_threads()
+    machine, ceiling = describe(threads), measure_ceiling(threads)
+    with _Progress(len(jobs(suite, args.layouts, args.passes)) + len(overhead.CASES) * args.overhead) as progress:
+        results = run_suite(
+            suite,
+            args.seconds,
+            args.layouts,
+            args.passes,
+            progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
+        )
+        calls = []
+        if args.overhead:
+            calls = overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"))
+    return Report(machine, ceiling.or_better(measure_ceiling(threads)), results, calls, suite.targets)
+
+
+class _Progress:
+    """A bar on standard error where rich is installed and someone is watching."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+                from rich.progress import Progress
+            except ImportError:
+                return self
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.total)
+            self.started = 0
+        return self
+
+    def step(self, what: str) -> None:
+        if self.bar:
+            self.bar.update(self.task, description=what, completed=self.started)
+            self.started += 1
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def _print(shown: list[report.Table], markdown: str, summary: str) -> None:
+    try:
+        from rich.console import Console
+    except ImportError:
+        print(markdown)
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)
+        for table in shown:
+            console.print(table.rich())
+    print(summary)
+
+
+def _list(suite: Suite) -> None:
+    for case in suite.cases:
+        print(f"{case.problem}    {case.name}; {case.family}; {case.operations / 1e9:.3g} GFLOP")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _list_of(choices: tuple[str, ...]) -> Any:
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(text.split(","))
+        for word in words:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(choices)}")
+        return words
+
+    return parse
+
+
+def _positive(type_: type) -> Any:
+    def parse(text: str) -> Any:
+        value = type_(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+        return value
+
+    parse.__name__ = type_.__name__
+    return parse

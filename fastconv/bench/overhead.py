@@ -1,0 +1,55 @@
+"""What a call costs beside its arithmetic: every operator on tensors so small that the arithmetic takes no time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from fastconv.bench.layers import Case, parse
+from fastconv.bench.peers import FASTCONV, TORCH, FunctionalPeer, Work, inputs
+from fastconv.bench.run import Overhead
+from fastconv.bench.timing import Timing, interleave
+
+CASES = tuple(
+    parse(problem)
+    for problem in (
+        "conv1d:1,4,8,4,3,padding=1",
+        "conv2d:1,4,8,8,4,3x3,padding=1",
+        "conv_transpose1d:1,4,8,4,3,padding=1",
+        "conv_transpose2d:1,4,8,8,4,3x3,padding=1",
+        "max_pool1d:1,4,8,2",
+        "max_pool2d:1,4,8,8,2x2",
+        "avg_pool1d:1,4,8,2",
+        "avg_pool2d:1,4,8,8,2x2",
+        "adaptive_avg_pool1d:1,4,8,2",
+        "adaptive_avg_pool2d:1,4,8,8,2x2",
+        "adaptive_max_pool1d:1,4,8,2",
+        "adaptive_max_pool2d:1,4,8,8,2x2",
+        "local_response_norm:1,4,8,8,5",
+    )
+)
+
+
+def prepare(peer: FunctionalPeer, case: Case, gradients: bool) -> Work:
+    """A call of the operator; with `gradients`, one of it and the backward pass to all its inputs."""
+    if not gradients:
+        return peer.prepare(case, "forward", "channels_first")
+    operator = peer.operator(case)
+    tensors = [tensor.requires_grad_() for tensor in inputs(case, "channels_first")]
+    gy = torch.ones(case.output_shape)
+    return lambda: torch.autograd.grad(operator(*tensors), tensors, gy)
+
+
+def run(
+    seconds: float, cases: Iterable[Case] = CASES, progress: Callable[[Case], None] = lambda case: None
+) -> list[Overhead]:
+    """Times each operator without and with gradients, torch and fastconv interleaved."""
+    rows = []
+    for case in cases:
+        progress(case)
+        for gradients in (False, True):
+            work = {peer.name: prepare(peer, case, gradients) for peer in (TORCH, FASTCONV)}
+            samples = interleave(work, seconds)
+            rows.append(Overhead(case.operator, gradients, Timing.of(samples["torch"]), Timing.of(samples["fastconv"])))
+    return rows

@@ -1,0 +1,79 @@
+"""Who is timed: each peer makes of a case, a pass and a layout a function of no arguments that does the work once.
+
+All peers get the same values. A gradient is what torch.autograd.grad does, over a graph recorded once, for those inputs
+whose gradient is asked for: no other gradient is computed, and each call gives fresh tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+import fastconv.functional
+from fastconv.bench.layers import ADAPTIVE_POOLINGS, Case
+
+LAYOUTS = ("channels_first", "channels_last")
+_FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class FunctionalPeer:
+    """A module with the functions of torch.nn.functional."""
+
+    name: str
+    functional: Any
+
+    def layouts(self, case: Case) -> tuple[str, ...]:
+        return LAYOUTS if case.dimensions == 2 else LAYOUTS[:1]
+
+    def operator(self, case: Case) -> Callable[..., torch.Tensor]:
+        """The case's operator with its arguments, as a function of the input, and of weight and bias."""
+        arguments = {key: value for key, value in case.parameters.items() if key != "bias"}
+        if case.operator == "local_response_norm":
+            arguments["size"] = case.kernel[0]
+        elif case.operator in ADAPTIVE_POOLINGS:
+            arguments["output_size"] = case.kernel
+        elif not case.is_convolution:
+            arguments["kernel_size"] = case.kernel
+        return partial(getattr(self.functional, case.operator), **arguments)
+
+    def prepare(self, case: Case, pass_: str, layout: str) -> Work:
+        """Once through `pass_`: forward, input_gradient, weight_gradient (bias included); without weights, backward."""
+        operator, tensors = self.operator(case), inputs(case, layout)
+        if pass_ == "forward":
+            return partial(operator, *tensors)
+        wanted = tensors[1:] if pass_ == "weight_gradient" else tensors[:1]
+        for tensor in wanted:
+            tensor.requires_grad_()
+        y = operator(*tensors)
+        gy = torch.empty_like(y).copy_(_values(y.shape, seed=3))
+        return lambda: torch.autograd.grad(y, wanted, gy, retain_graph=True)
+
+
+def inputs(case: Case, layout: str) -> list[torch.Tensor]:
+    """Input, and weight and bias of a convolution, the same values for every peer and layout."""
+    shapes: list[tuple[int, ...]] = [case.shape]
+    if case.is_convolution:
+        shapes += [case.weight_shape] + [(case.out_channels,)] * case.parameters["bias"]
+    tensors = []
+    for seed, shape in enumerate(shapes):
+        tensor = _values(shape, seed)
+        if len(shape) == 4:
+            tensor = tensor.contiguous(memory_format=_FORMATS[layout])
+        tensors.append(tensor)
+    return tensors
+
+
+def _values(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+TORCH = FunctionalPeer("torch", torch.nn.functional)
+FASTCONV = FunctionalPeer("fastconv", fastconv.functional)
+PEERS = (TORCH, FASTCONV)

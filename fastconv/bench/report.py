@@ -1,0 +1,211 @@
+"""Shows a report: a rich table for the terminal, Markdown for a document, a comparison with an earlier report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastconv.bench.peers import LAYOUTS
+from fastconv.bench.run import Overhead, Report, Result, families
+from fastconv.bench.timing import Timing
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+LAYOUT_NAMES = {"channels_first": "NCHW", "channels_last": "NHWC"}
+OVERHEAD_LIMIT = 10e-6  # seconds more than torch that a call may cost
+
+
+@dataclass
+class Table:
+    """Rows of text with a mark each ("" for nothing to say), to be rendered one way or another."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    marks: list[str]
+    notes: str = ""
+
+    def markdown(self) -> str:
+        left = self._left()
+        head = "| " + " | ".join([*self.columns, ""]).replace("\n", " ") + " |"
+        rule = "|" + "|".join([" --- " if column in left else " ---: " for column in self.columns] + [" --- "]) + "|"
+        body = ["| " + " | ".join([*row, mark]) + " |" for row, mark in zip(self.rows, self.marks, strict=True)]
+        text = f"### {self.title}\n\n" + "\n".join([head, rule, *body]) + "\n"
+        return text + (f"\n{self.notes}\n" if self.notes else "")
+
+    def rich(self) -> RichTable:
+        from rich import box
+        from rich.table import Table as RichTable
+
+        left = self._left()
+        table = RichTable(
+            title=self.title,
+            caption=self.notes or None,
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption_justify="left",
+        )
+        for column in self.columns:
+            table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+        table.add_column("")
+        for row, mark in zip(self.rows, self.marks, strict=True):
+            table.add_row(*row, mark, style=_style(mark))
+        return table
+
+    def _left(self) -> set[str]:
+        return set(self.columns) & {"layer", "pass", "family", "operator"}
+
+
+def _style(mark: str) -> str:
+    if "WRONG" in mark or "misses" in mark:
+        return "bold red"
+    return "yellow" if mark else ""
+
+
+def mark(result: Result, report: Report) -> str:
+    """What a reader must not overlook: wrong results, a missed target, torch being faster."""
+    marks = []
+    if result.wrong:
+        marks.append(f"WRONG: differs from torch by {result.error:.1g}")
+    if target := result.misses(report.targets):
+        where = "" if target.layout == "best" else f" in {LAYOUT_NAMES[target.layout]}"
+        marks.append(f"misses {target.ratio:g}{where}")
+    if result.slower:
+        marks.append("torch is faster" + (" (within the spread)" if result.undecided else ""))
+    return "; ".join(marks)
+
+
+def layer_table(report: Report) -> Table:
+    """A row a pass of a layer."""
+    layouts = [layout for layout in LAYOUTS if any(layout in result.timings["torch"] for result in report.results)]
+    columns = ["layer", "pass"]
+    columns += [f"{peer}\n{LAYOUT_NAMES[layout]}\nms" for peer in ("torch", "fastconv") for layout in layouts]
+    columns += ["rate", "of\nceiling", *[f"ratio\n{LAYOUT_NAMES[layout]}" for layout in layouts], "ratio\nbest"]
+    rows = []
+    for result in report.results:
+        row = [result.name, result.pass_.replace("_", " ")]
+        row += [_time(result.timings[peer].get(layout)) for peer in ("torch", "fastconv") for layout in layouts]
+        row += [f"{result.rate() / 1e9:.3g} {'GB/s' if result.bound_by_memory else 'GFLOP/s'}"]
+        row += [f"{result.share(report.ceiling):.0%}"]
+        row += [_ratio(result.ratio(layout)) if layout in result.timings["torch"] else "–" for layout in layouts]
+        rows.append([*row, _ratio(result.ratio())])
+    notes = (
+        "Milliseconds: median, ± half the distance between the quartiles. NHWC is channels_last. Ratio: torch's "
+        "time divided by fastconv's, more than 1 where fastconv is faster; best: each in its faster layout. "
+        "Of ceiling: how much fastconv's faster layout reaches of what multiply-add rate and copy bandwidth allow."
+    )
+    return Table(heading(report), columns, rows, [mark(result, report) for result in report.results], notes)
+
+
+def family_table(report: Report) -> Table:
+    """Geometric means of the ratios."""
+    rows, marks = [], []
+    for family in families(report.results):
+        row = [family.name, family.pass_.replace("_", " "), str(family.count)]
+        rows.append([*row, *[_ratio(family.layouts[layout]) for layout in LAYOUTS], _ratio(family.best)])
+        marks.append("torch is faster" if family.best < 1 else "")
+    columns = ["family", "pass", "layers", *[f"ratio\n{LAYOUT_NAMES[layout]}" for layout in LAYOUTS], "ratio\nbest"]
+    return Table("Families: geometric means", columns, rows, marks)
+
+
+def overhead_table(report: Report) -> Table:
+    """Microseconds a call on a tiny tensor."""
+    rows, marks = [], []
+    for row in report.overhead:
+        what = "forward + backward" if row.gradients else "forward"
+        times = [_microseconds(row.torch), _microseconds(row.fastconv), f"{row.difference * 1e6:+.1f}"]
+        rows.append([row.operator, what, *times])
+        marks.append(overhead_mark(row))
+    notes = "A call on a tiny tensor: median, ± half the distance between the quartiles."
+    title = "Overhead of a call" + ("" if report.results else ": " + heading(report))
+    return Table(title, ["operator", "pass", "torch\nµs", "fastconv\nµs", "difference\nµs"], rows, marks, notes)
+
+
+def overhead_mark(row: Overhead) -> str:
+    if row.difference > OVERHEAD_LIMIT:
+        return f"misses {OVERHEAD_LIMIT * 1e6:.0f} µs"
+    return "torch is faster" if row.difference > 0 else ""
+
+
+def compare_table(report: Report, old: Report) -> Table:
+    """What changed since `old`: the ratios to torch, which the machine's load moves less than times."""
+    before = {(result.problem, result.pass_): result for result in old.results}
+    rows, marks = [], []
+    for result in report.results:
+        earlier = before.get((result.problem, result.pass_))
+        if earlier is None:
+            continue
+        change = result.ratio() / earlier.ratio()
+        row = [result.name, result.pass_.replace("_", " ")]
+        row += [_time(earlier.best("fastconv")), _time(result.best("fastconv"))]
+        rows.append([*row, _ratio(earlier.ratio()), _ratio(result.ratio()), f"{change - 1:+.0%}"])
+        marks.append("slower than before" if change < 0.95 else "faster than before" if change > 1.05 else "")
+    columns = ["layer", "pass", "ms\nbefore", "ms\nnow", "ratio\nbefore", "ratio\nnow", "change"]
+    title = f"Compared with {old.machine['commit'] or 'the run'} of {old.machine['date']}"
+    notes = "Change: of the ratio to torch, each measured in its own run."
+    if any(old.machine[key] != report.machine[key] for key in ("cpu", "isa", "threads")):
+        notes += " The earlier run was on {cpu}, {isa}, {threads} threads.".format(**old.machine)
+    missing = len(report.results) - len(rows)
+    if missing:
+        notes += f" {missing} of {len(report.results)} rows are not in the earlier run."
+    return Table(title, columns, rows, marks, notes)
+
+
+def tables(report: Report) -> list[Table]:
+    """All there is to show of a report."""
+    shown = []
+    if report.results:
+        shown += [layer_table(report), family_table(report)]
+    if report.overhead:
+        shown.append(overhead_table(report))
+    return shown
+
+
+def heading(report: Report) -> str:
+    machine = report.machine
+    ceiling = f"{report.ceiling.operations / 1e9:.0f} GFLOP/s, {report.ceiling.bandwidth / 1e9:.0f} GB/s"
+    return (
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['isa']}, float32; "
+        f"ceiling {ceiling}; torch {machine['torch']}; {machine['date']}"
+    )
+
+
+def summary(report: Report) -> str:
+    """One line: where fastconv stands."""
+    lines = []
+    if report.results:
+        slower = sum(result.slower for result in report.results)
+        missed = sum(result.misses(report.targets) is not None for result in report.results)
+        count = len(report.results)
+        lines.append(f"fastconv is faster in {count - slower} of {count} rows, torch in {slower}")
+        if report.targets:
+            lines.append(f"{missed} miss their target")
+        if wrong := sum(result.wrong for result in report.results):
+            lines.append(f"{wrong} WRONG")
+    if report.overhead:
+        worst = max(report.overhead, key=lambda row: row.difference)
+        lines.append(f"the largest overhead is {worst.difference * 1e6:+.1f} µs ({worst.operator})")
+    return "; ".join(lines) + "."
+
+
+def _time(timing: Timing | None) -> str:
+    if timing is None:
+        return "–"
+    return f"{_digits(timing.median * 1e3)} ±{timing.spread:.0%}"
+
+
+def _microseconds(timing: Timing) -> str:
+    return f"{timing.median * 1e6:.1f} ±{timing.spread:.0%}"
+
+
+def _ratio(ratio: float) -> str:
+    return "–" if math.isnan(ratio) else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

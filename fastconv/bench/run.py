@@ -1,0 +1,233 @@
+"""Runs cases: what was measured, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastconv.bench.layers import Case, Suite, Target
+from fastconv.bench.machine import Ceiling
+from fastconv.bench.peers import FASTCONV, LAYOUTS, PEERS, TORCH, FunctionalPeer
+from fastconv.bench.timing import Timing, geometric_mean, interleave
+
+FORMAT = 1
+PASSES = ("forward", "input_gradient", "weight_gradient", "backward")
+# Relative to the largest element of torch's result. Far above rounding: it tells a wrong result, not an inexact one.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Result:
+    """One pass of one case, timed for every peer and layout."""
+
+    problem: str
+    name: str
+    family: str
+    kind: str
+    pass_: str
+    operations: int
+    bytes: int
+    bound_by_memory: bool
+    timings: dict[str, dict[str, Timing]]  # by peer, by layout
+    error: float  # largest difference between fastconv's result and torch's, relative to torch's largest element
+
+    @property
+    def wrong(self) -> bool:
+        return not self.error <= TOLERANCE
+
+    def best(self, peer: str) -> Timing:
+        return min(self.timings[peer].values(), key=lambda timing: timing.median)
+
+    def ratio(self, layout: str = "best", peer: str = "torch") -> float:
+        """The peer's time divided by fastconv's: in one layout, or each in its best one."""
+        if layout == "best":
+            return self.best(peer).median / self.best("fastconv").median
+        return self.timings[peer][layout].median / self.timings["fastconv"][layout].median
+
+    @property
+    def slower(self) -> bool:
+        return self.ratio() < 1
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the quartiles of the two best timings overlap."""
+        ours, theirs = self.best("fastconv"), self.best("torch")
+        return ours.lower <= theirs.upper and theirs.lower <= ours.upper
+
+    def rate(self, peer: str = "fastconv") -> float:
+        """Operations a second, or bytes a second of what is bound by memory."""
+        return (self.bytes if self.bound_by_memory else self.operations) / self.best(peer).median
+
+    def share(self, ceiling: Ceiling, peer: str = "fastconv") -> float:
+        """The share of the roofline that the peer's best layout reaches."""
+        if self.bound_by_memory:
+            return self.rate(peer) / ceiling.bandwidth
+        return ceiling.seconds(self.operations, self.bytes) / self.best(peer).median
+
+    def misses(self, targets: dict[str, Target]) -> Target | None:
+        """The target of this kind of case, if the result misses it."""
+        target = targets.get(self.kind)
+        return target if target and self.ratio(target.layout) < target.ratio else None
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """A call on a tiny tensor."""
+
+    operator: str
+    gradients: bool  # forward and backward, or forward alone
+    torch: Timing
+    fastconv: Timing
+
+    @property
+    def difference(self) -> float:
+        """Seconds that fastconv takes more than torch."""
+        return self.fastconv.median - self.torch.median
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the benchmark: all that its JSON file holds."""
+
+    machine: dict[str, Any]
+    ceiling: Ceiling
+    results: list[Result]
+    overhead: list[Overhead]
+    targets: dict[str, Target]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Reads what to_json wrote. Raises ValueError for anything else."""
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(f"{path}: expected format {FORMAT}, got {data['format']}")
+            for result in data["results"]:
+                result["timings"] = {
+                    peer: {layout: Timing(**timing) for layout, timing in layouts.items()}
+                    for peer, layouts in result["timings"].items()
+                }
+            for row in data["overhead"]:
+                row["torch"], row["fastconv"] = Timing(**row["torch"]), Timing(**row["fastconv"])
+            return cls(
+                data["machine"],
+                Ceiling(**data["ceiling"]),
+                [Result(**result) for result in data["results"]],
+                [Overhead(**row) for row in data["overhead"]],
+                {kind: Target(**target) for kind, target in data["targets"].items()},
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a result of `fastconv bench --json`: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Family:
+    """The geometric means over one family."""
+
+    name: str
+    pass_: str
+    count: int
+    best: float
+    layouts: dict[str, float]  # per layout; NaN where no case has it
+
+
+def families(results: Iterable[Result]) -> list[Family]:
+    """Families in order of first appearance, passes in theirs."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.family, result.pass_), []).append(result)
+    order = list(dict.fromkeys(name for name, _ in groups))
+    ranked = sorted(groups.items(), key=lambda item: (order.index(item[0][0]), PASSES.index(item[0][1])))
+    return [
+        Family(
+            name,
+            pass_,
+            len(group),
+            geometric_mean(result.ratio() for result in group),
+            {
+                layout: geometric_mean(result.ratio(layout) for result in group if layout in result.timings["torch"])
+                for layout in LAYOUTS
+            },
+        )
+        for (name, pass_), group in ranked
+    ]
+
+
+def run_pass(
+    case: Case,
+    pass_: str,
+    seconds: float,
+    layouts: Sequence[str] = LAYOUTS,
+    peers: Sequence[FunctionalPeer] = PEERS,
+    rounds: int | None = None,
+) -> Result:
+    """Times one pass of `case`: every peer in every layout, interleaved."""
+    work = {
+        (peer.name, layout): peer.prepare(case, pass_, layout)
+        for layout in layouts
+        for peer in peers
+        if layout in peer.layouts(case)
+    }
+    reference = _first_tensors(work[TORCH.name, layouts[0]]())
+    error = max(
+        (_difference(_first_tensors(work[key]()), reference) for key in work if key[0] == FASTCONV.name),
+        default=0.0,
+    )
+    timings: dict[str, dict[str, Timing]] = {}
+    for (peer, layout), samples in interleave(work, seconds, rounds).items():
+        timings.setdefault(peer, {})[layout] = Timing.of(samples)
+    return Result(
+        case.problem,
+        case.name,
+        case.family,
+        case.kind,
+        pass_,
+        case.operations,
+        case.bytes(pass_),
+        case.bound_by_memory,
+        timings,
+        error,
+    )
+
+
+def run_suite(
+    suite: Suite,
+    seconds: float,
+    layouts: Sequence[str] = LAYOUTS,
+    passes: Sequence[str] = PASSES,
+    rounds: int | None = None,
+    progress: Callable[[Case, str], None] = lambda case, pass_: None,
+) -> list[Result]:
+    """Times every pass of every case; tells `progress` before each."""
+    results = []
+    for case, pass_ in jobs(suite, layouts, passes):
+        progress(case, pass_)
+        chosen = [layout for layout in layouts if layout in TORCH.layouts(case)]
+        results.append(run_pass(case, pass_, seconds, chosen, rounds=rounds))
+    return results
+
+
+def jobs(suite: Suite, layouts: Sequence[str] = LAYOUTS, passes: Sequence[str] = PASSES) -> list[tuple[Case, str]]:
+    """The cases that have one of `layouts`, with each of their passes that is asked for."""
+    return [
+        (case, pass_)
+        for case in suite.cases
+        for pass_ in case.passes
+        if pass_ in passes and set(layouts) & set(TORCH.layouts(case))
+    ]
+
+
+def _first_tensors(result: Any) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in zip(ours, theirs, strict=True))

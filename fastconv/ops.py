@@ -1,0 +1,844 @@
+"""The operators torch.ops.fastconv.*: problems made ready for the kernels, CPU and fake implementations, flop formulas.
+
+Operators take one or two spatial dimensions and a batch; their parameters are canonical (`checks`): one number a dimension,
+padding per side. Values come from `ConvCall`, `PoolCall` and `LrnCall`: everything about a call that does not depend on the
+addresses of its tensors, made once and cached, so that a call only allocates and runs.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv import _C, checks
+from fastconv.checks import Ints
+from fastconv.config import forced
+
+DTYPES = {
+    torch.float32: _C.Dtype.float32,
+    torch.float64: _C.Dtype.float64,
+    torch.float16: _C.Dtype.float16,
+    torch.bfloat16: _C.Dtype.bfloat16,
+}
+LAYOUTS = {False: _C.Layout.channels_first, True: _C.Layout.channels_last}
+FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
+
+CACHE_SIZE = 4096
+WINDOW_INDEX_MOST = 255  # positions a uint8 window index can name
+
+
+class Cache(dict[Any, Any]):
+    """A bounded dictionary: starts afresh when full, which loses only the time to prepare calls again."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= CACHE_SIZE:
+            self.clear()
+        super().__setitem__(key, value)
+
+
+# ---- memory
+
+
+def suggests_channels_last(t: Tensor) -> bool:
+    """Whether torch would call the strides channels_last (Tensor::suggest_memory_format), ambiguous ones included."""
+    if t.dim() != 4:
+        return False
+    sizes, strides = t.shape, t.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < least:
+            return False
+        # N111 and a slice of N11W could be either: they count as contiguous.
+        if d == 0 and least == strides[1]:
+            return False
+        least = strides[d] * sizes[d] if sizes[d] > 1 else strides[d]
+    return True
+
+
+def dense_strides(shape: Sequence[int], channels_last: bool) -> Ints:
+    return torch.empty(tuple(shape), device="meta", memory_format=FORMATS[channels_last]).stride()
+
+
+_kept = threading.local()
+WORKSPACE_KEPT = 64 << 20
+
+
+def workspace(size: int) -> Tensor:
+    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept between calls unless it is large."""
+    buffer: Tensor | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.numel() < size:
+        buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if size <= WORKSPACE_KEPT:
+            _kept.buffer = buffer
+    return buffer
+
+
+def _volume(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _pair(values: Ints, fill: int) -> Ints:
+    """One-dimensional parameters as two-dimensional ones of height 1."""
+    return values if len(values) == 2 else (fill, *values)
+
+
+def _is_dense(b: Tensor) -> bool:
+    return b.stride() == (1,)
+
+
+# ---- convolution
+
+
+class ConvCall:
+    """A convolution y = conv(x, w) + b and its two gradients, made ready."""
+
+    __slots__ = (
+        "_plans",
+        "algorithms",
+        "channels",
+        "channels_last",
+        "empty_reduction",
+        "format",
+        "problem",
+        "threads",
+        "w_format",
+        "w_shape",
+        "w_strides",
+        "x_shape",
+        "x_strides",
+        "y_shape",
+        "y_strides",
+    )
+
+    def __init__(
+        self,
+        x_shape: Ints,
+        w_shape: Ints,
+        y_shape: Ints,
+        stride: Ints,
+        padding: Ints,
+        dilation: Ints,
+        groups: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+        w_channels_last: bool,
+        threads: int,
+        algorithms: tuple[str, str, str],
+    ) -> None:
+        self.x_shape, self.w_shape, self.y_shape = x_shape, w_shape, y_shape
+        self.x_strides = dense_strides(x_shape, channels_last)
+        self.w_strides = dense_strides(w_shape, w_channels_last)
+        self.y_strides = dense_strides(y_shape, channels_last)
+        self.channels_last = channels_last
+        self.format, self.w_format = FORMATS[channels_last], FORMATS[w_channels_last]
+        self.threads, self.algorithms = threads, algorithms
+        self._plans: list[Any] = [None, None, None]
+        self.problem = p = _C.ConvProblem()
+        p.n, p.c = x_shape[:2]
+        p.k = w_shape[0]
+        p.h, p.w = _pair(x_shape[2:], 1)
+        p.r, p.s = _pair(w_shape[2:], 1)
+        p.p, p.q = _pair(y_shape[2:], 1)
+        p.stride_h, p.stride_w = _pair(stride, 1)
+        p.pad_top, p.pad_bottom, p.pad_left, p.pad_right = padding if len(padding) == 4 else (0, 0, *padding)
+        p.dilation_h, p.dilation_w = _pair(dilation, 1)
+        p.groups = groups
+        p.layout, p.weight_layout = LAYOUTS[channels_last], LAYOUTS[w_channels_last]
+        p.dtype = DTYPES[dtype]
+
+    def _plan(self, primitive: int) -> Any:
+        """The native plan of a primitive; False where there is nothing to compute: a tensor of the problem is empty."""
+        if self._plans[primitive] is None:
+            if 0 in (_volume(self.x_shape), _volume(self.w_shape), _volume(self.y_shape)):
+                self._plans[primitive] = False
+            else:
+                name = ("forward", "input_gradient", "weight_gradient")[primitive]
+                plan = _C.ConvPlan(self.problem, name, self.threads, self.algorithms[primitive])
+                run = getattr(plan, name)
+                self._plans[primitive] = (run, plan.workspace_bytes)
+        return self._plans[primitive]
+
+    def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        y = x.new_empty_strided(self.y_shape, self.y_strides)
+        plan = self._plans[0] or self._plan(0)
+        if not plan:
+            return y.zero_() if b is None else y.copy_(_per_channel(b, y))
+        if x.stride() != self.x_strides:
+            x = x.contiguous(memory_format=self.format)
+        if w.stride() != self.w_strides:
+            w = w.contiguous(memory_format=self.w_format)
+        if b is None:
+            bias = 0
+        else:
+            b = b if _is_dense(b) else b.contiguous()
+            bias = b.data_ptr()
+        run, size = plan
+        scratch = workspace(size) if size else None
+        run(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), 0 if scratch is None else scratch.data_ptr())
+        return y
+
+    def input_gradient(self, gy: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
+        plan = self._plans[1] or self._plan(1)
+        if not plan:
+            return gx.zero_() if b is None else gx.copy_(_per_channel(b, gx))
+        if gy.stride() != self.y_strides:
+            gy = gy.contiguous(memory_format=self.format)
+        if w.stride() != self.w_strides:
+            w = w.contiguous(memory_format=self.w_format)
+        if b is None:
+            bias = 0
+        else:
+            b = b if _is_dense(b) else b.contiguous()
+            bias = b.data_ptr()
+        run, size = plan
+        scratch = workspace(size) if size else None
+        run(gy.data_ptr(), w.data_ptr(), bias, gx.data_ptr(), 0 if scratch is None else scratch.data_ptr())
+        return gx
+
+    def weight_gradient(self, gy: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+        gw = gy.new_empty_strided(self.w_shape, self.w_strides)
+        plan = self._plans[2] or self._plan(2)
+        if not plan:
+            return gw.zero_(), channel_sum_cpu(gy) if bias else None
+        gb = gy.new_empty_strided(self.w_shape[:1], (1,)) if bias else None
+        if gy.stride() != self.y_strides:
+            gy = gy.contiguous(memory_format=self.format)
+        if x.stride() != self.x_strides:
+            x = x.contiguous(memory_format=self.format)
+        run, size = plan
+        scratch = workspace(size) if size else None
+        run(
+            gy.data_ptr(),
+            x.data_ptr(),
+            gw.data_ptr(),
+            0 if gb is None else gb.data_ptr(),
+            0 if scratch is None else scratch.data_ptr(),
+        )
+        return gw, gb
+
+
+def _per_channel(b: Tensor, y: Tensor) -> Tensor:
+    return b.reshape(-1, *(1,) * (y.dim() - 2)).expand(y.shape)
+
+
+_conv_calls = Cache()
+
+
+def conv_call(*key: Any) -> ConvCall:
+    """The call for ConvCall's arguments but the last two, which come from the current settings."""
+    key = (*key, torch.get_num_threads(), forced.get())
+    call = _conv_calls.get(key)
+    if call is None:
+        call = _conv_calls[key] = ConvCall(*key)
+    return call  # type: ignore[no-any-return]
+
+
+def conv_forward_call(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> ConvCall:
+    y_shape = conv_forward_shape(x, w, b, stride, padding, dilation, groups)
+    w_last = suggests_channels_last(w)
+    last = w_last or suggests_channels_last(x)
+    return conv_call(tuple(x.shape), tuple(w.shape), y_shape, stride, padding, dilation, groups, x.dtype, last, w_last)
+
+
+def conv_input_gradient_call(
+    gy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> ConvCall:
+    x_shape = conv_input_gradient_shape(gy, w, b, size, stride, padding, dilation, groups)
+    w_last = suggests_channels_last(w)
+    last = w_last or suggests_channels_last(gy)
+    return conv_call(
+        x_shape, tuple(w.shape), tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, w_last
+    )
+
+
+def conv_forward_shape(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Ints:
+    _conv_operands("x", x, w, b, stride, padding, dilation, groups)
+    checks.conv_channels(x.shape[1], w, b, groups)
+    size = checks.conv_output_size(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    return (x.shape[0], w.shape[0], *size)
+
+
+def conv_input_gradient_shape(
+    gy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Ints:
+    _conv_operands("gy", gy, w, b, stride, padding, dilation, groups)
+    if b is not None:
+        checks.shape("b", b, (w.shape[1] * groups,))
+    y_size = checks.conv_output_size(size, w.shape[2:], stride, padding, dilation)
+    checks.shape("gy", gy, (gy.shape[0], w.shape[0], *y_size))
+    return (gy.shape[0], w.shape[1] * groups, *size)
+
+
+def conv_weight_gradient_shape(
+    gy: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Ints:
+    _conv_operands("gy", gy, x, None, stride, padding, dilation, groups, "x")
+    size = checks.conv_output_size(x.shape[2:], kernel, stride, padding, dilation)
+    checks.shape("gy", gy, (x.shape[0], gy.shape[1], *size))
+    for name, t in (("x", x), ("gy", gy)):
+        if t.shape[1] % groups != 0:
+            checks.fail(f"{name} channels", f"a multiple of groups {groups}", t.shape[1])
+    return (gy.shape[1], x.shape[1] // groups, *kernel)
+
+
+def _conv_operands(
+    name: str,
+    t: Tensor,
+    other: Tensor,
+    b: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    other_name: str = "w",
+) -> None:
+    checks.supported(name, t)
+    checks.same_kind(other_name, other, name, t)
+    if b is not None:
+        checks.same_kind("b", b, name, t)
+    dims = t.dim() - 2
+    if dims not in (1, 2) or other.dim() != dims + 2:
+        checks.fail(name, f"3-D or 4-D, as {other_name} {list(other.shape)}", f"shape {list(t.shape)}")
+    for parameter, values, count in (
+        ("stride", stride, dims),
+        ("padding", padding, 2 * dims),
+        ("dilation", dilation, dims),
+    ):
+        if len(values) != count:
+            checks.fail(parameter, f"{count} numbers", values)
+    checks.at_least("stride", stride, 1)
+    checks.at_least("dilation", dilation, 1)
+    checks.at_least("groups", (groups,), 1)
+
+
+def conv_forward_cpu(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    return conv_forward_call(x, w, b, stride, padding, dilation, groups).forward(x, w, b)
+
+
+def conv_input_gradient_cpu(
+    gy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    return conv_input_gradient_call(gy, w, b, size, stride, padding, dilation, groups).input_gradient(gy, w, b)
+
+
+def conv_weight_gradient_cpu(
+    gy: Tensor,
+    x: Tensor,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    w_shape = conv_weight_gradient_shape(gy, x, kernel, stride, padding, dilation, groups)
+    last = suggests_channels_last(x) or suggests_channels_last(gy)
+    call = conv_call(
+        tuple(x.shape), w_shape, tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, channels_last
+    )
+    return call.weight_gradient(gy, x, True)  # type: ignore[return-value]
+
+
+def _fake(t: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or t.dtype, device=t.device, memory_format=FORMATS[channels_last])
+
+
+def conv_forward_fake(
+    x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    shape = conv_forward_shape(x, w, b, stride, padding, dilation, groups)
+    return _fake(x, shape, suggests_channels_last(w) or suggests_channels_last(x))
+
+
+def conv_input_gradient_fake(
+    gy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    shape = conv_input_gradient_shape(gy, w, b, size, stride, padding, dilation, groups)
+    return _fake(gy, shape, suggests_channels_last(w) or suggests_channels_last(gy))
+
+
+def conv_weight_gradient_fake(
+    gy: Tensor,
+    x: Tensor,
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = conv_weight_gradient_shape(gy, x, kernel, stride, padding, dilation, groups)
+    return _fake(gy, shape, channels_last and len(shape) == 4), _fake(gy, shape[:1])
+
+
+# ---- pooling
+
+
+class PoolCall:
+    """Max or average pooling of an input, made ready. An empty kernel means adaptive windows."""
+
+    __slots__ = (
+        "channels_last",
+        "format",
+        "kind",
+        "problem",
+        "threads",
+        "x_shape",
+        "x_strides",
+        "y_shape",
+        "y_strides",
+    )
+
+    def __init__(
+        self,
+        x_shape: Ints,
+        y_shape: Ints,
+        kernel: Ints,
+        stride: Ints,
+        padding: Ints,
+        dilation: Ints,
+        count_include_pad: bool,
+        divisor: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+        threads: int,
+    ) -> None:
+        self.x_shape, self.y_shape = x_shape, y_shape
+        self.x_strides, self.y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
+        self.channels_last, self.format = channels_last, FORMATS[channels_last]
+        self.kind = index_kind(kernel)
+        self.problem = p = _C.PoolProblem()
+        p.n, p.c = x_shape[:2]
+        p.h, p.w = _pair(x_shape[2:], 1)
+        p.p, p.q = _pair(y_shape[2:], 1)
+        p.adaptive = not kernel
+        p.r, p.s = _pair(kernel, 1) if kernel else (1, 1)
+        p.stride_h, p.stride_w = _pair(stride, 1) if kernel else (1, 1)
+        p.dilation_h, p.dilation_w = _pair(dilation, 1) if kernel else (1, 1)
+        if kernel:
+            p.pad_top, p.pad_bottom, p.pad_left, p.pad_right = padding if len(padding) == 4 else (0, 0, *padding)
+        p.count_include_pad, p.divisor = count_include_pad, divisor
+        p.layout, p.dtype = LAYOUTS[channels_last], DTYPES[dtype]
+        p.validate()
+        reads = _volume(kernel) if kernel else max(1, _volume(x_shape[2:]) // max(1, _volume(y_shape[2:])))
+        self.threads = _C.useful_threads(_volume(y_shape) * reads, threads)
+
+    def max(self, x: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
+        y = x.new_empty_strided(self.y_shape, self.y_strides)
+        index = None
+        if kind != "none":
+            index = x.new_empty_strided(self.y_shape, self.y_strides, dtype=INDEX_DTYPES[kind])
+        if y.numel():
+            if x.stride() != self.x_strides:
+                x = x.contiguous(memory_format=self.format)
+            at = 0 if index is None else index.data_ptr()
+            _C.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), at, INDEX_KINDS[kind], self.threads)
+        return y, index
+
+    def max_backward(self, gy: Tensor, index: Tensor, kind: str) -> Tensor:
+        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
+        if not gy.numel():
+            return gx.zero_()
+        if gy.stride() != self.y_strides:
+            gy = gy.contiguous(memory_format=self.format)
+        if index.stride() != self.y_strides:
+            index = index.contiguous(memory_format=self.format)
+        if not _C.max_pool_backward(
+            self.problem, gy.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], gx.data_ptr(), self.threads
+        ):
+            self._bad_index(index, kind)
+        return gx
+
+    def gather(self, v: Tensor, index: Tensor, kind: str) -> Tensor:
+        y = v.new_empty_strided(self.y_shape, self.y_strides)
+        if y.numel():
+            if v.stride() != self.x_strides:
+                v = v.contiguous(memory_format=self.format)
+            if index.stride() != self.y_strides:
+                index = index.contiguous(memory_format=self.format)
+            if not _C.max_pool_gather(
+                self.problem, v.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], y.data_ptr(), self.threads
+            ):
+                self._bad_index(index, kind)
+        return y
+
+    def _bad_index(self, index: Tensor, kind: str) -> None:
+        limit = _volume(self.x_shape[2:])
+        expected = (
+            f"positions inside the input plane of {limit}" if kind == "plane" else "positions inside their windows"
+        )
+        checks.fail("index", expected, f"values from {index.min().item()} to {index.max().item()}")
+
+    def average(self, x: Tensor) -> Tensor:
+        y = x.new_empty_strided(self.y_shape, self.y_strides)
+        if y.numel():
+            if x.stride() != self.x_strides:
+                x = x.contiguous(memory_format=self.format)
+            _C.average_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
+        return y
+
+    def average_backward(self, gy: Tensor) -> Tensor:
+        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
+        if not gy.numel():
+            return gx.zero_()
+        if gy.stride() != self.y_strides:
+            gy = gy.contiguous(memory_format=self.format)
+        _C.average_pool_backward(self.problem, gy.data_ptr(), gx.data_ptr(), self.threads)
+        return gx
+
+
+INDEX_DTYPES = {"window": torch.uint8, "plane": torch.int64}
+INDEX_KINDS = {"none": _C.MaxIndex.none, "window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
+
+
+def index_kind(kernel: Ints) -> str:
+    """How max pooling remembers positions for its gradient: one byte, where one is enough."""
+    return "window" if kernel and _volume(kernel) <= WINDOW_INDEX_MOST else "plane"
+
+
+def _kind_of(index: Tensor) -> str:
+    for kind, dtype in INDEX_DTYPES.items():
+        if index.dtype == dtype:
+            return kind
+    checks.fail("index dtype", "torch.uint8 (position in the window) or torch.int64 (in the plane)", index.dtype)
+
+
+_pool_calls = Cache()
+
+
+def pool_call(*key: Any) -> PoolCall:
+    """The call for PoolCall's arguments but the last, which comes from the current settings."""
+    key = (*key, torch.get_num_threads())
+    call = _pool_calls.get(key)
+    if call is None:
+        call = _pool_calls[key] = PoolCall(*key)
+    return call  # type: ignore[no-any-return]
+
+
+def _pool_operand(name: str, t: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, size: Ints) -> None:
+    checks.supported(name, t)
+    checks.rank(name, t, (3, 4), "")
+    dims = t.dim() - 2
+    counts = ("size", size, dims), ("kernel", kernel, dims), ("stride", stride, dims), ("padding", padding, 2 * dims)
+    for parameter, values, count in (*counts, ("dilation", dilation, dims)):
+        if len(values) != count and (kernel or parameter == "size"):
+            checks.fail(parameter, f"{count} numbers", values)
+    checks.at_least("size", size, 0)
+    checks.at_least("kernel", kernel, 1)
+    checks.at_least("stride", stride, 1)
+    checks.at_least("padding", padding, 0)
+    checks.at_least("dilation", dilation, 1)
+
+
+def max_pool_call(x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> PoolCall:
+    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    y_shape = (*x.shape[:2], *output_size)
+    last = suggests_channels_last(x)
+    return pool_call(tuple(x.shape), y_shape, kernel, stride, padding, dilation, True, 0, x.dtype, last)
+
+
+def average_pool_call(
+    x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
+) -> PoolCall:
+    dilation = (1,) * len(kernel)
+    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    y_shape = (*x.shape[:2], *output_size)
+    last = suggests_channels_last(x)
+    return pool_call(
+        tuple(x.shape), y_shape, kernel, stride, padding, dilation, count_include_pad, divisor, x.dtype, last
+    )
+
+
+def max_pool_cpu(
+    x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, index: str
+) -> tuple[Tensor, Tensor]:
+    _index_choice(index, kernel)
+    y, positions = max_pool_call(x, output_size, kernel, stride, padding, dilation).max(x, index)
+    return y, x.new_empty(0, dtype=torch.uint8) if positions is None else positions
+
+
+def _index_choice(index: str, kernel: Ints) -> None:
+    if index not in INDEX_KINDS or (index == "window" and index_kind(kernel) != "window"):
+        checks.fail("index", "'none', 'plane', or for windows of at most 255 positions 'window'", repr(index))
+
+
+def _max_pool_gradient_call(
+    name: str, t: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> PoolCall:
+    _max_pool_gradient_checks(name, t, index, size, kernel, stride, padding, dilation)
+    x_shape = (*index.shape[:2], *size)
+    last = suggests_channels_last(index)
+    return pool_call(x_shape, tuple(index.shape), kernel, stride, padding, dilation, True, 0, t.dtype, last)
+
+
+def _max_pool_gradient_checks(
+    name: str, t: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> None:
+    _pool_operand(name, t, kernel, stride, padding, dilation, size)
+    _index_choice(_kind_of(index), kernel)
+    if t.device != index.device:
+        checks.fail("index device", str(t.device), index.device)
+    checks.shape(name, t, index.shape if name == "gy" else (*index.shape[:2], *size))
+
+
+def max_pool_backward_cpu(
+    gy: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> Tensor:
+    call = _max_pool_gradient_call("gy", gy, index, size, kernel, stride, padding, dilation)
+    return call.max_backward(gy, index, _kind_of(index))
+
+
+def max_pool_gather_cpu(v: Tensor, index: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    call = _max_pool_gradient_call("v", v, index, tuple(v.shape[2:]), kernel, stride, padding, dilation)
+    return call.gather(v, index, _kind_of(index))
+
+
+def average_pool_cpu(
+    x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
+) -> Tensor:
+    return average_pool_call(x, output_size, kernel, stride, padding, count_include_pad, divisor).average(x)
+
+
+def average_pool_backward_cpu(
+    gy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
+) -> Tensor:
+    dilation = (1,) * len(kernel)
+    _pool_operand("gy", gy, kernel, stride, padding, dilation, size)
+    x_shape = (*gy.shape[:2], *size)
+    last = suggests_channels_last(gy)
+    call = pool_call(
+        x_shape, tuple(gy.shape), kernel, stride, padding, dilation, count_include_pad, divisor, gy.dtype, last
+    )
+    return call.average_backward(gy)
+
+
+def max_pool_fake(
+    x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, index: str
+) -> tuple[Tensor, Tensor]:
+    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    _index_choice(index, kernel)
+    shape, last = (*x.shape[:2], *output_size), suggests_channels_last(x)
+    positions = x.new_empty(0, dtype=torch.uint8) if index == "none" else _fake(x, shape, last, INDEX_DTYPES[index])
+    return _fake(x, shape, last), positions
+
+
+def max_pool_backward_fake(
+    gy: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> Tensor:
+    _max_pool_gradient_checks("gy", gy, index, size, kernel, stride, padding, dilation)
+    return _fake(gy, (*gy.shape[:2], *size), suggests_channels_last(index))
+
+
+def max_pool_gather_fake(v: Tensor, index: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    _max_pool_gradient_checks("v", v, index, tuple(v.shape[2:]), kernel, stride, padding, dilation)
+    return _fake(v, index.shape, suggests_channels_last(index))
+
+
+def average_pool_fake(
+    x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
+) -> Tensor:
+    _pool_operand("x", x, kernel, stride, padding, (1,) * len(kernel), output_size)
+    return _fake(x, (*x.shape[:2], *output_size), suggests_channels_last(x))
+
+
+def average_pool_backward_fake(
+    gy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
+) -> Tensor:
+    _pool_operand("gy", gy, kernel, stride, padding, (1,) * len(kernel), size)
+    return _fake(gy, (*gy.shape[:2], *size), suggests_channels_last(gy))
+
+
+# ---- sums over channels
+
+
+def channel_sum_cpu(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the second, the same bits for any number of threads (torch's own sum is not)."""
+    total = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    n, c = x.shape[:2]
+    if x.numel() == 0:
+        return x.new_zeros(c)
+    # An average pooling with divisor 1: over each plane, then over the batch as the height of a channels_last image.
+    if not (x.dim() == 4 and suggests_channels_last(x)):
+        planes = total.reshape(n, c, 1, -1)
+        total = average_pool_cpu(planes, (1, 1), (1, planes.shape[3]), (1, 1), (0, 0, 0, 0), True, 1)
+    # [n, c, h, w] with the channels innermost is [1, c, n h, w].
+    rows = total.permute(0, 2, 3, 1).reshape(1, -1, total.shape[3], c).permute(0, 3, 1, 2)
+    size = rows.shape[2:]
+    rows = rows.as_strided(rows.shape, dense_strides(rows.shape, True))
+    call = pool_call(tuple(rows.shape), (1, c, 1, 1), tuple(size), (1, 1), (0,) * 4, (1, 1), True, 1, rows.dtype, True)
+    return call.average(rows).reshape(c).to(x.dtype)
+
+
+def channel_sum_fake(x: Tensor) -> Tensor:
+    return _fake(x, x.shape[1:2])
+
+
+# ---- local response normalisation
+
+
+class LrnCall:
+    """Local response normalisation of an input, made ready."""
+
+    __slots__ = ("format", "problem", "shape", "strides", "threads")
+
+    def __init__(
+        self,
+        shape: Ints,
+        size: int,
+        alpha: float,
+        beta: float,
+        k: float,
+        dtype: torch.dtype,
+        channels_last: bool,
+        threads: int,
+    ) -> None:
+        self.shape, self.strides = shape, dense_strides(shape, channels_last)
+        self.format = FORMATS[channels_last]
+        self.problem = p = _C.LrnProblem()
+        p.n, p.c, p.spatial = *shape[:2], _volume(shape[2:])
+        p.size, p.alpha, p.beta, p.k = size, alpha / size, beta, k
+        p.layout, p.dtype = LAYOUTS[channels_last], DTYPES[dtype]
+        p.validate()
+        self.threads = _C.useful_threads(_volume(shape) * 16, threads)  # a power costs about 16 simple operations
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_empty_strided(self.shape, self.strides)
+        if y.numel():
+            if x.stride() != self.strides:
+                x = x.contiguous(memory_format=self.format)
+            _C.lrn_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
+        return y
+
+    def backward(self, gy: Tensor, x: Tensor) -> Tensor:
+        gx = gy.new_empty_strided(self.shape, self.strides)
+        if gx.numel():
+            if gy.stride() != self.strides:
+                gy = gy.contiguous(memory_format=self.format)
+            if x.stride() != self.strides:
+                x = x.contiguous(memory_format=self.format)
+            _C.lrn_backward(self.problem, x.data_ptr(), gy.data_ptr(), gx.data_ptr(), self.threads)
+        return gx
+
+
+_lrn_calls = Cache()
+
+
+def lrn_call(x: Tensor, size: int, alpha: float, beta: float, k: float) -> LrnCall:
+    key = (tuple(x.shape), size, alpha, beta, k, x.dtype, suggests_channels_last(x), torch.get_num_threads())
+    call = _lrn_calls.get(key)
+    if call is None:
+        call = _lrn_calls[key] = LrnCall(*key)
+    return call  # type: ignore[no-any-return]
+
+
+def _lrn_operands(gy: Tensor, x: Tensor) -> None:
+    checks.same_kind("gy", gy, "x", x)
+    checks.shape("gy", gy, x.shape)
+
+
+def lrn_cpu(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    checks.lrn(x, size, alpha, beta, k)
+    return lrn_call(x, size, alpha, beta, k).forward(x)
+
+
+def lrn_backward_cpu(gy: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    checks.lrn(x, size, alpha, beta, k)
+    _lrn_operands(gy, x)
+    return lrn_call(x, size, alpha, beta, k).backward(gy, x)
+
+
+def lrn_fake(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    checks.lrn(x, size, alpha, beta, k)
+    return _fake(x, x.shape, suggests_channels_last(x))
+
+
+def lrn_backward_fake(gy: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    checks.lrn(x, size, alpha, beta, k)
+    _lrn_operands(gy, x)
+    return _fake(x, x.shape, suggests_channels_last(x))
+
+
+# ---- registration
+
+library = torch.library.Library("fastconv", "DEF")
+
+_CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+_POOL = "SymInt[] kernel, SymInt[] stride, SymInt[] padding"
+_AVERAGE = f"{_POOL}, bool count_include_pad, SymInt divisor"
+_LRN = "SymInt size, float alpha, float beta, float k"
+
+
+def _register(name: str, schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    def implementation(*args: Any) -> Any:
+        return cpu(*(tuple(a) if isinstance(a, list) else a for a in args))
+
+    def fake_implementation(*args: Any) -> Any:
+        return fake(*(tuple(a) if isinstance(a, list) else a for a in args))
+
+    library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, implementation, "CPU")
+    torch.library.register_fake(f"fastconv::{name}", fake_implementation, lib=library)
+    return getattr(torch.ops.fastconv, name).default
+
+
+conv_forward = _register(
+    "conv_forward", f"(Tensor x, Tensor w, Tensor? b, {_CONV}) -> Tensor", conv_forward_cpu, conv_forward_fake
+)
+conv_input_gradient = _register(
+    "conv_input_gradient",
+    f"(Tensor gy, Tensor w, Tensor? b, SymInt[] size, {_CONV}) -> Tensor",
+    conv_input_gradient_cpu,
+    conv_input_gradient_fake,
+)
+conv_weight_gradient = _register(
+    "conv_weight_gradient",
+    f"(Tensor gy, Tensor x, SymInt[] kernel, {_CONV}, bool channels_last) -> (Tensor, Tensor)",
+    conv_weight_gradient_cpu,
+    conv_weight_gradient_fake,
+)
+channel_sum = _register("channel_sum", "(Tensor x) -> Tensor", channel_sum_cpu, channel_sum_fake)
+max_pool = _register(
+    "max_pool",
+    f"(Tensor x, SymInt[] output_size, {_POOL}, SymInt[] dilation, str index) -> (Tensor, Tensor)",
+    max_pool_cpu,
+    max_pool_fake,
+)
+max_pool_backward = _register(
+    "max_pool_backward",
+    f"(Tensor gy, Tensor index, SymInt[] size, {_POOL}, SymInt[] dilation) -> Tensor",
+    max_pool_backward_cpu,
+    max_pool_backward_fake,
+)
+max_pool_gather = _register(
+    "max_pool_gather",
+    f"(Tensor v, Tensor index, {_POOL}, SymInt[] dilation) -> Tensor",
+    max_pool_gather_cpu,
+    max_pool_gather_fake,
+)
+average_pool = _register(
+    "average_pool", f"(Tensor x, SymInt[] output_size, {_AVERAGE}) -> Tensor", average_pool_cpu, average_pool_fake
+)
+average_pool_backward = _register(
+    "average_pool_backward",
+    f"(Tensor gy, SymInt[] size, {_AVERAGE}) -> Tensor",
+    average_pool_backward_cpu,
+    average_pool_backward_fake,
+)
+lrn = _register("lrn", f"(Tensor x, {_LRN}) -> Tensor", lrn_cpu, lrn_fake)
+lrn_backward = _register(
+    "lrn_backward", f"(Tensor gy, Tensor x, {_LRN}) -> Tensor", lrn_backward_cpu, lrn_backward_fake
+)

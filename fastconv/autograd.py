@@ -1,13 +1,15 @@
 """Derivatives of the operators, and the three ways into them.
 
-The three convolution primitives are closed under differentiation, and so are max pooling's backward and gather and average
-pooling and its backward: every derivative is again an operator. Each operator's `autograd.Function` below is its one set of
-rules: `backward` and `remember` also serve the operator itself (tracers), `vmap` folds the mapped dimension into the batch or
-the groups. `call` chooses the way in:
+The three convolution primitives are closed under differentiation, and so are max pooling's backward and gather and
+average pooling and its backward: every derivative is again an operator. Each operator's `autograd.Function` below is
+its one set of
+rules: `backward` and `remember` also serve the operator itself (tracers), `vmap` folds the mapped dimension into the
+batch or the groups. `call` chooses the way in:
 
 - a tracer (torch.compile, export), a dispatch mode or a tensor subclass gets the operator;
 - torch.func and forward-mode differentiation get the Function;
-- plain tensors get the kernels, and where a gradient is wanted a Function of the older form, which costs half as much a call.
+- plain tensors get the kernels, and where a gradient is wanted a Function of the older form, which costs half as much
+a call.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +60,8 @@ def call(function: type["Rules"], *args: Any) -> Any:
 
 
 class Rules(Function):
-    """What every operator's Function has. `remember` stores on ctx what backward needs and returns the tensors to save."""
+    """What every operator's Function has. `remember` stores on ctx what backward needs and returns the tensors to
+    save."""
 
     operator: Any
     cpu: Callable[..., Any]
@@ -528,8 +531,8 @@ LrnBackward.define(ops.lrn_backward, ops.lrn_backward_cpu)
 
 # ---- the short way: plain tensors, whose call is already made ready
 #
-# `eager` says whether it may be taken. The backward of each takes the short way again unless a graph of the gradient is wanted
-# (create_graph) or something watches, which the rules above serve.
+# `eager` says whether it may be taken. The backward of each takes the short way again unless a graph of the gradient
+# is wanted (create_graph) or something watches, which the rules above serve.
 
 
 def eager(*tensors: Tensor | None) -> bool:

@@ -1,4 +1,5 @@
-"""Turns arguments into canonical form, and bad ones into the exception type torch raises, saying what was expected and what came.
+"""Turns arguments into canonical form, and bad ones into the exception type torch raises, saying what was expected
+and what came.
 
 Sizes may be SymInts: everything here is plain integer arithmetic.
 """
@@ -321,9 +322,13 @@ def divisor(value: Any) -> int:
     return number
 
 
-def adaptive_size(dims: int, x: Tensor, output_size: Any, optional: bool) -> Ints:
+def adaptive_size(dims: int, x: Any, output_size: Any, optional: bool, empty_channels: bool = False) -> Ints:
     """Canonical output size; None (only where `optional`) means the input's."""
+    tensor("input", x)
     given = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * dims
+    if optional and isinstance(output_size, (tuple, list)) and len(output_size) >= x.dim():
+        fail("input", f"more than {len(output_size)} dimensions", f"shape {list(x.shape)}", ValueError)
+    pool_input(dims, x, empty_channels)
     if output_size is None:
         fail("output_size", "an int or a sequence of them", None, TypeError)
     if len(given) != dims:

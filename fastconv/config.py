@@ -22,8 +22,8 @@ def force_algorithm(
 ) -> Iterator[None]:
     """Convolutions inside the context use the algorithm `name`, or a primitive's own where that is given.
 
-    The primitives are those of the kernels: a transposed convolution's forward pass is `input_gradient`. A backward pass
-    uses what was forced when its forward pass ran. A call for which the name is unknown or does not apply raises
+    The primitives are those of the kernels: a transposed convolution's forward pass is `input_gradient`. A backward
+    pass uses what was forced when its forward pass ran. A call for which the name is unknown or does not apply raises
     ValueError, naming the choices. The context is local to the thread (a context variable).
     """
     token = forced.set((forward or name, input_gradient or name, weight_gradient or name))
@@ -41,8 +41,8 @@ def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
         *args, **kwargs: the arguments of that function in `fastconv.functional`; tensors may be on the meta device.
 
     Returns:
-        A list of names for each of "forward", "input_gradient" and "weight_gradient" (see `force_algorithm`). The names of
-        a transposed convolution's forward pass stand under "input_gradient".
+        A list of names for each of "forward", "input_gradient" and "weight_gradient" (see `force_algorithm`). The
+        names of a transposed convolution's forward pass stand under "input_gradient".
 
     Raises:
         ValueError: for another `op_name`; and what the function itself raises.

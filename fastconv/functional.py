@@ -1,10 +1,11 @@
 """The operators as functions with the signatures of torch.nn.functional.
 
-Every function takes float32, float64, float16 and bfloat16 CPU tensors, contiguous or channels_last without a copy (other
-strides: one contiguous copy), differentiates any number of times, and returns the same bits for any number of threads and
-whether a sample is alone or inside a batch. Under torch.compile, torch.export and torch.func it is an operator
-`torch.ops.fastconv.*`. Bad arguments raise what torch raises: RuntimeError for sizes, TypeError for types, ValueError for
-integers beyond 64 bits; NotImplementedError for a dtype or device that fastconv lacks.
+Every function takes float32, float64, float16 and bfloat16 CPU tensors, contiguous or channels_last without a copy
+(other
+strides: one contiguous copy), differentiates any number of times, and returns the same bits for any number of threads
+and whether a sample is alone or inside a batch. Under torch.compile, torch.export and torch.func it is an operator
+`torch.ops.fastconv.*`. Bad arguments raise what torch raises: RuntimeError for sizes, TypeError for types, ValueError
+for integers beyond 64 bits; NotImplementedError for a dtype or device that fastconv lacks.
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ __all__ = [
 _threads = torch.get_num_threads
 _forced = forced.get
 
-# Calls made ready, by everything about the arguments but the addresses: a second call with equal arguments skips all checks.
-# Types are part of a key because True == 1 == 1.0, which are not equally valid.
+# Calls made ready, by everything about the arguments but the addresses: a second call with equal arguments skips all
+# checks. Types are part of a key because True == 1 == 1.0, which are not equally valid.
 _ready = Cache()
 
 
@@ -94,12 +95,12 @@ def _conv(
         if x.dim() == dims + 1:
             return _conv(dims, x.unsqueeze(0), w, b, stride, padding, dilation, groups).squeeze(0)
         if key is None:
-            return call(autograd.Conv, x, w, b, *args)  # type: ignore[no-any-return]
+            return call(autograd.Conv, x, w, b, *args)
         found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args
     ready, args = found
     if wants_gradient(x, w, b):
-        return autograd.EagerConv.apply(x, w, b, ready, args)  # type: ignore[no-any-return]
-    return ready.forward(x, w, b)  # type: ignore[no-any-return]
+        return autograd.EagerConv.apply(x, w, b, ready, args)
+    return ready.forward(x, w, b)
 
 
 def _conv_transpose(
@@ -116,8 +117,8 @@ def _conv_transpose(
     key = found = None
     if not is_compiling() and eager(x, w, b):
         key = (
-            -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, None if b is None else (b.shape, b.dtype),
-            stride, type(stride), padding, type(padding), output_padding, type(output_padding), groups, type(groups),
+            -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
+            None if b is None else (b.shape, b.dtype), stride, type(stride), padding, type(padding), output_padding, type(output_padding), groups, type(groups),
             dilation, type(dilation), _threads(), _forced(),
         )  # fmt: skip
         found, key = _find(key)
@@ -128,12 +129,12 @@ def _conv_transpose(
             x = x.unsqueeze(0)
             return _conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation).squeeze(0)
         if key is None:
-            return call(autograd.ConvInputGradient, x, w, b, size, *args)  # type: ignore[no-any-return]
+            return call(autograd.ConvInputGradient, x, w, b, size, *args)
         found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), tuple(args)
     ready, args = found
     if wants_gradient(x, w, b):
-        return autograd.EagerConvTranspose.apply(x, w, b, ready, args)  # type: ignore[no-any-return]
-    return ready.input_gradient(x, w, b)  # type: ignore[no-any-return]
+        return autograd.EagerConvTranspose.apply(x, w, b, ready, args)
+    return ready.input_gradient(x, w, b)
 
 
 def conv_problem(
@@ -185,19 +186,19 @@ def conv1d(
         weight: [out_channels, in_channels / groups, width], of the input's dtype.
         bias: [out_channels], of the input's dtype.
         stride, dilation: a number, or one a dimension; at least 1.
-        padding: zeros around the input: a number, or one a dimension; 'valid' (none); 'same' (the output has the input's
-            size; stride 1 only); or, beyond torch, a pair a dimension: ((left, right),).
+        padding: zeros around the input: a number, or one a dimension; 'valid' (none); 'same' (the output has the
+            input's size; stride 1 only); or, beyond torch, a pair a dimension: ((left, right),).
         groups: divides both channel numbers.
 
     Returns:
         [batch, out_channels, ...] with floor((size + padding - dilation * (kernel - 1) - 1) / stride) + 1 a dimension.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of another
-            type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of
+            another type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             conv1d,
             (input, weight, bias),
             input,
@@ -227,19 +228,19 @@ def conv2d(
         weight: [out_channels, in_channels / groups, height, width], of the input's dtype.
         bias: [out_channels], of the input's dtype.
         stride, dilation: a number, or one a dimension; at least 1.
-        padding: zeros around the input: a number, or one a dimension; 'valid' (none); 'same' (the output has the input's
-            size; stride 1 only); or, beyond torch, a pair a dimension: ((top, bottom), (left, right)).
+        padding: zeros around the input: a number, or one a dimension; 'valid' (none); 'same' (the output has the
+            input's size; stride 1 only); or, beyond torch, a pair a dimension: ((top, bottom), (left, right)).
         groups: divides both channel numbers.
 
     Returns:
-        [batch, out_channels, ...] with floor((size + padding - dilation * (kernel - 1) - 1) / stride) + 1 a dimension, channels_last if the
-        input or the weight is.
+        [batch, out_channels, ...] with floor((size + padding - dilation * (kernel - 1) - 1) / stride) + 1 a
+        dimension, channels_last if the input or the weight is.
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of another
-            type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of
+            another type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             conv2d,
             (input, weight, bias),
             input,
@@ -265,8 +266,8 @@ def conv_transpose1d(
 ) -> Tensor:
     """One-dimensional transposed convolution, as torch.nn.functional.conv_transpose1d.
 
-    It is the gradient of the convolution with the same weight along its input (Dumoulin and Visin, "A guide to convolution
-    arithmetic for deep learning", 2016).
+    It is the gradient of the convolution with the same weight along its input (Dumoulin and Visin, "A guide to
+    convolution arithmetic for deep learning", 2016).
 
     Args:
         input: [batch, in_channels, width], or without the batch.
@@ -278,15 +279,15 @@ def conv_transpose1d(
         groups: divides both channel numbers.
 
     Returns:
-        [batch, out_channels, ...] with (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1 a
-        dimension.
+        [batch, out_channels, ...] with (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding +
+        1 a dimension.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of another
-            type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of
+            another type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             conv_transpose1d,
             (input, weight, bias),
             input,
@@ -313,8 +314,8 @@ def conv_transpose2d(
 ) -> Tensor:
     """Two-dimensional transposed convolution, as torch.nn.functional.conv_transpose2d.
 
-    It is the gradient of the convolution with the same weight along its input (Dumoulin and Visin, "A guide to convolution
-    arithmetic for deep learning", 2016).
+    It is the gradient of the convolution with the same weight along its input (Dumoulin and Visin, "A guide to
+    convolution arithmetic for deep learning", 2016).
 
     Args:
         input: [batch, in_channels, height, width], or without the batch.
@@ -326,15 +327,15 @@ def conv_transpose2d(
         groups: divides both channel numbers.
 
     Returns:
-        [batch, out_channels, ...] with (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1 a
-        dimension, channels_last if the input or the weight is.
+        [batch, out_channels, ...] with (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding +
+        1 a dimension, channels_last if the input or the weight is.
 
     Raises:
-        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of another
-            type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes, dtypes or devices that do not fit together, or an empty output; TypeError: an argument of
+            another type; ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             conv_transpose2d,
             (input, weight, bias),
             input,
@@ -365,8 +366,8 @@ def _max_pool(
     key = found = None
     if not is_compiling() and eager(x):
         key = (
-            "max", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride), padding, type(padding),
-            dilation, type(dilation), ceil_mode, type(ceil_mode), _threads(),
+            "max", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride), padding,
+            type(padding), dilation, type(dilation), ceil_mode, type(ceil_mode), _threads(),
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -405,7 +406,6 @@ def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: A
         key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, type(output_size), _threads())
         found, key = _find(key)
     if found is None:
-        checks.pool_input(dims, x)
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
         if x.dim() == dims + 1:
             out = _adaptive_max_pool(dims, x.unsqueeze(0), output_size, return_indices)
@@ -430,8 +430,9 @@ def _average_pool(
     key = found = None
     if not is_compiling() and eager(x):
         key = (
-            "average", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride), padding, type(padding),
-            ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor, type(divisor), _threads(),
+            "average", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride),
+            padding, type(padding), ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor,
+            type(divisor), _threads(),
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -448,14 +449,14 @@ def _average_pool(
             )
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), count_include_pad, divisor_override)
         if key is None:
-            return call(autograd.AveragePool, x, size, *args)  # type: ignore[no-any-return]
+            return call(autograd.AveragePool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
     return _average_pool_ready(x, *found)
 
 
 def _average_pool_ready(x: Tensor, ready: ops.PoolCall, args: tuple[Any, ...]) -> Tensor:
     if wants_gradient(x):
-        return autograd.EagerAveragePool.apply(x, ready, args)  # type: ignore[no-any-return]
+        return autograd.EagerAveragePool.apply(x, ready, args)
     return ready.average(x)
 
 
@@ -465,13 +466,12 @@ def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
         key = ("adaptive average", dims, x.shape, x.stride(), x.dtype, output_size, type(output_size), _threads())
         found, key = _find(key)
     if found is None:
-        checks.pool_input(dims, x, empty_channels=True)
-        size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
+        size = checks.adaptive_size(dims, x, output_size, optional=dims > 1, empty_channels=True)
         if x.dim() == dims + 1:
             return _adaptive_average_pool(dims, x.unsqueeze(0), output_size).squeeze(0)
         args = ((), (), (), True, 0)
         if key is None:
-            return call(autograd.AveragePool, x, size, *args)  # type: ignore[no-any-return]
+            return call(autograd.AveragePool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
     return _average_pool_ready(x, *found)
 
@@ -499,8 +499,8 @@ def max_pool1d(
         [batch, channels, ...], or with it int64 indices of the same shape: position along the width.
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -537,11 +537,12 @@ def max_pool2d(
         return_indices: also return where each maximum is.
 
     Returns:
-        [batch, channels, ...], or with it int64 indices of the same shape: position height_index * width + width_index in the input plane.
+        [batch, channels, ...], or with it int64 indices of the same shape: position height_index * width +
+        width_index in the input plane.
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(
@@ -573,18 +574,19 @@ def avg_pool1d(
         kernel_size: a number, or one a dimension; at least 1.
         stride: the same; None: the kernel size.
         padding: zeros on both sides, at most half of the kernel size.
-        ceil_mode: also windows that reach past the padded input (they begin inside it); what lies beyond counts nowhere.
+        ceil_mode: also windows that reach past the padded input (they begin inside it); what lies beyond counts
+            nowhere.
         count_include_pad: whether padding counts in the divisor.
 
     Returns:
         [batch, channels, ...].
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             avg_pool1d,
             (input,),
             input,
@@ -613,7 +615,8 @@ def avg_pool2d(
         kernel_size: a number, or one a dimension; at least 1.
         stride: the same; None: the kernel size.
         padding: zeros on both sides, at most half of the kernel size.
-        ceil_mode: also windows that reach past the padded input (they begin inside it); what lies beyond counts nowhere.
+        ceil_mode: also windows that reach past the padded input (they begin inside it); what lies beyond counts
+            nowhere.
         count_include_pad: whether padding counts in the divisor.
         divisor_override: divides every sum by this (not 0).
 
@@ -621,11 +624,11 @@ def avg_pool2d(
         [batch, channels, ...].
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             avg_pool2d,
             (input,),
             input,
@@ -652,11 +655,11 @@ def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tens
         [batch, channels, *output_size].
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(adaptive_avg_pool1d, (input,), input, output_size)  # type: ignore[no-any-return]
+        return handle_torch_function(adaptive_avg_pool1d, (input,), input, output_size)
     return _adaptive_average_pool(1, input, output_size)
 
 
@@ -673,18 +676,19 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         [batch, channels, *output_size].
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)  # type: ignore[no-any-return]
+        return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
     return _adaptive_average_pool(2, input, output_size)
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: int | Sequence[int], return_indices: bool = False) -> Any:
     """Maximum over windows that divide the input evenly, as torch.nn.functional.adaptive_max_pool1d.
 
-    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the first.
+    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the
+    first.
 
     Args:
         input: [batch, channels, width], or without the batch.
@@ -695,8 +699,8 @@ def adaptive_max_pool1d(input: Tensor, output_size: int | Sequence[int], return_
         [batch, channels, *output_size], or with it int64 indices of the same shape: position along the width.
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_max_pool1d, (input,), input, output_size, return_indices=return_indices)
@@ -708,7 +712,8 @@ def adaptive_max_pool2d(
 ) -> Any:
     """Maximum over windows that divide the input evenly, as torch.nn.functional.adaptive_max_pool2d.
 
-    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the first.
+    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the
+    first.
 
     Args:
         input: [batch, channels, height, width], or without the batch.
@@ -716,11 +721,12 @@ def adaptive_max_pool2d(
         return_indices: also return where each maximum is.
 
     Returns:
-        [batch, channels, *output_size], or with it int64 indices of the same shape: position height_index * width + width_index in the input plane.
+        [batch, channels, *output_size], or with it int64 indices of the same shape: position height_index * width +
+        width_index in the input plane.
 
     Raises:
-        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type; ValueError: an
-            integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
+        RuntimeError: sizes that do not fit together, or an empty output; TypeError: an argument of another type;
+            ValueError: an integer beyond 64 bits; NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_max_pool2d, (input,), input, output_size, return_indices=return_indices)
@@ -733,9 +739,10 @@ def adaptive_max_pool2d(
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """Divides by the energy of neighbouring channels, as torch.nn.functional.local_response_norm.
 
-    y[c] = x[c] * (k + alpha / size * sum of x[j]^2 for j from c - size // 2 to c + (size - 1) // 2) ^ -beta; channels that do not
-    exist count as zeros (Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional neural networks",
-    2012, who do not divide alpha by the size: `fastconv.nn.LocalResponseNorm` has their convention too).
+    y[c] = x[c] * (k + alpha / size * sum of x[j]^2 for j from c - size // 2 to c + (size - 1) // 2) ^ -beta; channels
+    that do not exist count as zeros (Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep
+    convolutional neural networks", 2012, who do not divide alpha by the size: `fastconv.nn.LocalResponseNorm` has
+    their convention too).
 
     Args:
         input: [batch, channels, ...], at least 3-D.
@@ -749,9 +756,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
             NotImplementedError: an unsupported dtype or device.
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(  # type: ignore[no-any-return]
-            local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k
-        )
+        return handle_torch_function(local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k)
     key = found = None
     if not is_compiling() and eager(input):
         key = (
@@ -773,9 +778,9 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     if found is None:
         args = checks.lrn(input, size, alpha, beta, k)
         if key is None:
-            return call(autograd.Lrn, input, *args)  # type: ignore[no-any-return]
+            return call(autograd.Lrn, input, *args)
         found = _ready[key] = ops.lrn_call(input, *args), args
     ready, args = found
     if wants_gradient(input):
-        return autograd.EagerLrn.apply(input, ready, args)  # type: ignore[no-any-return]
-    return ready.forward(input)  # type: ignore[no-any-return]
+        return autograd.EagerLrn.apply(input, ready, args)
+    return ready.forward(input)

@@ -1,8 +1,8 @@
 """The operators torch.ops.fastconv.*: problems made ready for the kernels, CPU and fake implementations, flop formulas.
 
-Operators take one or two spatial dimensions and a batch; their parameters are canonical (`checks`): one number a dimension,
-padding per side. Values come from `ConvCall`, `PoolCall` and `LrnCall`: everything about a call that does not depend on the
-addresses of its tensors, made once and cached, so that a call only allocates and runs.
+Operators take one or two spatial dimensions and a batch; their parameters are canonical (`checks`): one number a
+dimension, padding per side. Values come from `ConvCall`, `PoolCall` and `LrnCall`: everything about a call that does
+not depend on the addresses of its tensors, made once and cached, so that a call only allocates and runs.
 """
 
 import threading
@@ -68,7 +68,8 @@ WORKSPACE_KEPT = 64 << 20
 
 
 def workspace(size: int) -> Tensor:
-    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept between calls unless it is large."""
+    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept between calls unless it is
+    large."""
     buffer: Tensor | None = getattr(_kept, "buffer", None)
     if buffer is None or buffer.numel() < size:
         buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
@@ -238,7 +239,7 @@ def conv_call(*key: Any) -> ConvCall:
     call = _conv_calls.get(key)
     if call is None:
         call = _conv_calls[key] = ConvCall(*key)
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def conv_forward_call(
@@ -350,7 +351,7 @@ def conv_weight_gradient_cpu(
     call = conv_call(
         tuple(x.shape), w_shape, tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, channels_last
     )
-    return call.weight_gradient(gy, x, True)  # type: ignore[return-value]
+    return call.weight_gradient(gy, x, True)
 
 
 def _fake(t: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
@@ -526,7 +527,7 @@ def pool_call(*key: Any) -> PoolCall:
     call = _pool_calls.get(key)
     if call is None:
         call = _pool_calls[key] = PoolCall(*key)
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def _pool_operand(name: str, t: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, size: Ints) -> None:
@@ -742,7 +743,7 @@ def lrn_call(x: Tensor, size: int, alpha: float, beta: float, k: float) -> LrnCa
     call = _lrn_calls.get(key)
     if call is None:
         call = _lrn_calls[key] = LrnCall(*key)
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def _lrn_operands(gy: Tensor, x: Tensor) -> None:

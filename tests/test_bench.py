@@ -260,17 +260,17 @@ def test_families_are_averaged_per_pass():
 
 def test_overhead_is_marked_beyond_its_limit():
     calls = [
-        Overhead("conv2d", False, timing(5e-6), timing(4e-6)),
-        Overhead("conv2d", True, timing(20e-6), timing(29e-6)),
-        Overhead("max_pool2d", True, timing(20e-6), timing(31e-6)),
+        Overhead("conv2d", False, timing(5e-6), timing(4e-6), timing(-1e-6)),
+        Overhead("conv2d", True, timing(20e-6), timing(29e-6), timing(9e-6)),
+        Overhead("max_pool2d", True, timing(20e-6), timing(31e-6), timing(11e-6)),
     ]
     table = report.overhead_table(a_report([], calls))
     assert table.marks == ["", "torch is faster", "misses 10 µs"]
-    assert [row[-1] for row in table.rows] == ["-1.0", "+9.0", "+11.0"]
+    assert [row[-2] for row in table.rows] == ["-1.0", "+9.0", "+11.0"]
 
 
 def test_json_is_read_back(tmp_path):
-    calls = [Overhead("conv2d", False, timing(5e-6), timing(4e-6))]
+    calls = [Overhead("conv2d", False, timing(5e-6), timing(4e-6), timing(-1e-6))]
     measured = a_report([result([4e-3, 2e-3], [1e-3, 3e-3])], calls, {"dense": Target(0.6)})
     path = tmp_path / "report.json"
     path.write_text(measured.to_json())

@@ -133,7 +133,7 @@ def _print(shown: list[report.Table], markdown: str, summary: str) -> None:
         if not console.is_terminal:
             console = Console(width=200)
         for table in shown:
-            console.print(table.rich())
+            console.print(table.rich(console.width))
     print(summary)
 
 

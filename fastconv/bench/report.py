@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 LAYOUT_NAMES = {"channels_first": "NCHW", "channels_last": "NHWC"}
+WIDE = 150  # characters: a narrower terminal shows fewer columns
 OVERHEAD_LIMIT = 10e-6  # seconds more than torch that a call may cost
 
 
@@ -26,6 +27,7 @@ class Table:
     rows: list[list[str]]
     marks: list[str]
     notes: str = ""
+    wide_only: tuple[str, ...] = ()  # columns that a narrow terminal leaves out
 
     def markdown(self) -> str:
         left = self._left()
@@ -35,23 +37,28 @@ class Table:
         text = f"### {self.title}\n\n" + "\n".join([head, rule, *body]) + "\n"
         return text + (f"\n{self.notes}\n" if self.notes else "")
 
-    def rich(self) -> RichTable:
+    def rich(self, width: int = WIDE) -> RichTable:
+        """For a terminal of that many characters."""
         from rich import box
         from rich.table import Table as RichTable
 
         left = self._left()
+        shown = [i for i, column in enumerate(self.columns) if width >= WIDE or column not in self.wide_only]
+        notes = self.notes
+        if len(shown) < len(self.columns):
+            notes += " A wider terminal, --markdown and --json show more columns."
         table = RichTable(
             title=self.title,
-            caption=self.notes or None,
+            caption=notes or None,
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             caption_justify="left",
         )
-        for column in self.columns:
+        for column in (self.columns[i] for i in shown):
             table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
         table.add_column("")
         for row, mark in zip(self.rows, self.marks, strict=True):
-            table.add_row(*row, mark, style=_style(mark))
+            table.add_row(*(row[i] for i in shown), mark, style=_style(mark))
         return table
 
     def _left(self) -> set[str]:
@@ -82,7 +89,8 @@ def layer_table(report: Report) -> Table:
     layouts = [layout for layout in LAYOUTS if any(layout in result.timings["torch"] for result in report.results)]
     columns = ["layer", "pass"]
     columns += [f"{peer}\n{LAYOUT_NAMES[layout]}\nms" for peer in ("torch", "fastconv") for layout in layouts]
-    columns += ["rate", "of\nceiling", *[f"ratio\n{LAYOUT_NAMES[layout]}" for layout in layouts], "ratio\nbest"]
+    details = ("rate", "of\nceiling", *[f"ratio\n{LAYOUT_NAMES[layout]}" for layout in layouts])
+    columns += [*details, "ratio\nbest"]
     rows = []
     for result in report.results:
         row = [result.name, result.pass_.replace("_", " ")]
@@ -96,7 +104,8 @@ def layer_table(report: Report) -> Table:
         "time divided by fastconv's, more than 1 where fastconv is faster; best: each in its faster layout. "
         "Of ceiling: how much fastconv's faster layout reaches of what multiply-add rate and copy bandwidth allow."
     )
-    return Table(heading(report), columns, rows, [mark(result, report) for result in report.results], notes)
+    marks = [mark(result, report) for result in report.results]
+    return Table(heading(report), columns, rows, marks, notes, wide_only=details)
 
 
 def family_table(report: Report) -> Table:

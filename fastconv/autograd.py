@@ -26,6 +26,9 @@ from fastconv.checks import Ints
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_tracing = torch._C._is_tracing
+_key_is_included = torch._C._dispatch_tls_is_dispatch_key_included
+# The older vmap, behind torch.autograd.grad(is_grads_batched=True): its tensors are of type Tensor.
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 _is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 
@@ -38,57 +41,72 @@ def transforming() -> bool:
 
 
 def _nothing_watches() -> bool:
-    return not (_transforms_active() or forward_ad._current_level >= 0 or _dispatch_modes() or _is_tracing())
+    return not (
+        _transforms_active()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _is_tracing()
+        or _key_is_included(_VMAP_MODE)
+    )
 
 
 def _plain(t: Tensor | None) -> bool:
     return t is None or (type(t) in PLAIN and t.is_cpu and not t.is_neg())
 
 
-def call(function: type["Rules"], *args: Any) -> Any:
+def call(operator: Any, *args: Any) -> Any:
     """Runs an operator the way the situation asks for."""
     if is_compiling():
-        return function.operator(*args)
+        return operator(*args)
+    rules = _rules[operator]
     if transforming():
-        return function.apply(*args)
+        return rules.apply(*args)
     tensors = [a for a in args if isinstance(a, Tensor)]
     if not _nothing_watches() or not all(_plain(t) for t in tensors):
-        return function.operator(*args)
-    if _is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return function.apply(*args)
-    return function.cpu(*args)
+        return operator(*args)
+    if wants_gradient(*tensors):
+        return rules.apply(*args)
+    return rules.cpu(*args)
 
 
 class Rules(Function):
-    """What every operator's Function has. `remember` stores on ctx what backward needs and returns the tensors to
-    save."""
+    """The rules of one operator. `remember` stores on ctx what `backward` needs and returns the tensors to save."""
 
     operator: Any
     cpu: Callable[..., Any]
     remember: Callable[..., tuple[Tensor, ...]]
 
     @classmethod
-    def define(cls, operator: Any, cpu: Callable[..., Any]) -> None:
-        """Ties the rules to an operator: for tracers, and as the other ways in of `call`."""
-        cls.operator, cls.cpu = operator, staticmethod(cpu)
-        remember = cls.remember
+    def forward(cls, *args: Any) -> Any:
+        return cls.operator(*args)
 
-        def forward(*args: Any) -> Any:
-            return operator(*args)
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = cls.remember(ctx, inputs, output)
+        ctx.save_for_backward(*tensors)
+        if transforming():
+            ctx.save_for_forward(*tensors)
+
+
+_rules: dict[Any, type[Rules]] = {}
+
+
+def _rules_of(operator: Any, cpu: Callable[..., Any]) -> Callable[[type[Rules]], type[Rules]]:
+    """Ties a class of rules to its operator: for tracers, and for `call`."""
+
+    def register(rules: type[Rules]) -> type[Rules]:
+        rules.operator, rules.cpu = operator, staticmethod(cpu)
+        _rules[operator] = rules
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            tensors = remember(ctx, inputs, output)
-            ctx.save_for_backward(*tensors)
-            if transforming():
-                ctx.save_for_forward(*tensors)
+            ctx.save_for_backward(*rules.remember(ctx, inputs, output))
 
-        def setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.save_for_backward(*remember(ctx, inputs, output))
-
-        cls.forward, cls.setup_context = staticmethod(forward), staticmethod(setup_context)
         name = operator.name()
-        torch.library.register_autograd(name, cls.backward, setup_context=setup_operator, lib=ops.library)
-        torch.library.register_vmap(name, cls.vmap, lib=ops.library)
+        torch.library.register_autograd(name, rules.backward, setup_context=setup_context, lib=ops.library)
+        torch.library.register_vmap(name, rules.vmap, lib=ops.library)
+        return rules
+
+    return register
 
 
 def _first(t: Tensor, dim: int | None, size: int) -> Tensor:
@@ -120,6 +138,7 @@ def _sum_of(terms: Sequence[Tensor | None]) -> Tensor | None:
 # ---- convolution
 
 
+@_rules_of(ops.conv_forward, ops.conv_forward_cpu)
 class Conv(Rules):
     """conv_forward(x, w, b, stride, padding, dilation, groups)."""
 
@@ -136,19 +155,21 @@ class Conv(Rules):
     @staticmethod
     def jvp(ctx: Any, tx: Tensor | None, tw: Tensor | None, tb: Tensor | None, *_: Any) -> Tensor | None:
         x, w = ctx.saved_tensors
-        along_x = None if tx is None else call(Conv, tx, w, tb, *ctx.args)
+        along_x = None if tx is None else call(ops.conv_forward, tx, w, tb, *ctx.args)
         if tw is None and (tx is not None or tb is None):
             return along_x
-        along_w = call(Conv, x, torch.zeros_like(w) if tw is None else tw, tb if tx is None else None, *ctx.args)
+        along_w = call(
+            ops.conv_forward, x, torch.zeros_like(w) if tw is None else tw, tb if tx is None else None, *ctx.args
+        )
         return _sum_of([along_x, along_w])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, b: Tensor | None, *args: Any) -> tuple[Tensor, int]:
         size, (x_dim, w_dim, b_dim) = info.batch_size, in_dims[:3]
         if w_dim is None:
-            y = call(Conv, _into_batch(x, x_dim, size), w, None if b_dim is not None else b, *args).unflatten(
-                0, (size, -1)
-            )
+            y = call(
+                ops.conv_forward, _into_batch(x, x_dim, size), w, None if b_dim is not None else b, *args
+            ).unflatten(0, (size, -1))
             if b_dim is not None and b is not None:
                 y = y + b.movedim(b_dim, 0).reshape(size, 1, -1, *(1,) * (y.dim() - 3))
             return y, 0
@@ -156,10 +177,11 @@ class Conv(Rules):
         if x_dim is not None or groups != 1:
             x, groups = _into_channels(x, x_dim, size), groups * size
         bias = None if b is None else _into_first(b, b_dim, size)
-        y = call(Conv, x, _into_first(w, w_dim, size), bias, stride, padding, dilation, groups)
+        y = call(ops.conv_forward, x, _into_first(w, w_dim, size), bias, stride, padding, dilation, groups)
         return y.unflatten(1, (size, -1)), 1
 
 
+@_rules_of(ops.conv_input_gradient, ops.conv_input_gradient_cpu)
 class ConvInputGradient(Rules):
     """conv_input_gradient(gy, w, b, size, stride, padding, dilation, groups): also the transposed convolution of gy."""
 
@@ -176,11 +198,11 @@ class ConvInputGradient(Rules):
     @staticmethod
     def jvp(ctx: Any, tg: Tensor | None, tw: Tensor | None, tb: Tensor | None, *_: Any) -> Tensor | None:
         gy, w = ctx.saved_tensors
-        along_gy = None if tg is None else call(ConvInputGradient, tg, w, tb, ctx.size, *ctx.args)
+        along_gy = None if tg is None else call(ops.conv_input_gradient, tg, w, tb, ctx.size, *ctx.args)
         if tw is None and (tg is not None or tb is None):
             return along_gy
         tw, tb = torch.zeros_like(w) if tw is None else tw, tb if tg is None else None
-        return _sum_of([along_gy, call(ConvInputGradient, gy, tw, tb, ctx.size, *ctx.args)])
+        return _sum_of([along_gy, call(ops.conv_input_gradient, gy, tw, tb, ctx.size, *ctx.args)])
 
     @staticmethod
     def vmap(
@@ -189,7 +211,7 @@ class ConvInputGradient(Rules):
         size, (gy_dim, w_dim, b_dim) = info.batch_size, in_dims[:3]
         if w_dim is None:
             bias = None if b_dim is not None else b
-            gx = call(ConvInputGradient, _into_batch(gy, gy_dim, size), w, bias, out_size, *args).unflatten(
+            gx = call(ops.conv_input_gradient, _into_batch(gy, gy_dim, size), w, bias, out_size, *args).unflatten(
                 0, (size, -1)
             )
             if b_dim is not None and b is not None:
@@ -198,10 +220,11 @@ class ConvInputGradient(Rules):
         stride, padding, dilation, groups = args
         bias = None if b is None else _into_first(b, b_dim, size)
         gy, w = _into_channels(gy, gy_dim, size), _into_first(w, w_dim, size)
-        gx = call(ConvInputGradient, gy, w, bias, out_size, stride, padding, dilation, groups * size)
+        gx = call(ops.conv_input_gradient, gy, w, bias, out_size, stride, padding, dilation, groups * size)
         return gx.unflatten(1, (size, -1)), 1
 
 
+@_rules_of(ops.conv_weight_gradient, ops.conv_weight_gradient_cpu)
 class ConvWeightGradient(Rules):
     """conv_weight_gradient(gy, x, kernel, stride, padding, dilation, groups, channels_last) -> (gw, gb)."""
 
@@ -217,20 +240,20 @@ class ConvWeightGradient(Rules):
         along_gy = along_x = None
         if ctx.needs_input_grad[0]:
             if vw is not None:
-                along_gy = call(Conv, x, vw, vb, *ctx.args)
+                along_gy = call(ops.conv_forward, x, vw, vb, *ctx.args)
             elif vb is not None:
                 along_gy = vb.reshape(-1, *(1,) * (gy.dim() - 2)).expand(gy.shape)
         if ctx.needs_input_grad[1] and vw is not None:
-            along_x = call(ConvInputGradient, gy, vw, None, tuple(x.shape[2:]), *ctx.args)
+            along_x = call(ops.conv_input_gradient, gy, vw, None, tuple(x.shape[2:]), *ctx.args)
         return along_gy, along_x, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tg: Tensor | None, tx: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None]:
         gy, x = ctx.saved_tensors
         rest = (ctx.kernel, *ctx.args, ctx.channels_last)
-        gw, gb = (None, None) if tg is None else call(ConvWeightGradient, tg, x, *rest)
+        gw, gb = (None, None) if tg is None else call(ops.conv_weight_gradient, tg, x, *rest)
         if tx is not None:
-            along_x = call(ConvWeightGradient, gy, tx, *rest)[0]
+            along_x = call(ops.conv_weight_gradient, gy, tx, *rest)[0]
             gw, gb = _sum_of([gw, along_x]), gy.new_zeros(gy.shape[1]) if gb is None else gb
         return gw, gb
 
@@ -251,10 +274,11 @@ class ConvWeightGradient(Rules):
         if x_dim is not None or groups != 1:
             x, groups = _into_channels(x, x_dim, size), groups * size
         gy = _into_channels(gy, gy_dim, size)
-        gw, gb = call(ConvWeightGradient, gy, x, kernel, stride, padding, dilation, groups, channels_last)
+        gw, gb = call(ops.conv_weight_gradient, gy, x, kernel, stride, padding, dilation, groups, channels_last)
         return (gw.unflatten(0, (size, -1)), gb.unflatten(0, (size, -1))), (0, 0)
 
 
+@_rules_of(ops.channel_sum, ops.channel_sum_cpu)
 class ChannelSum(Rules):
     """channel_sum(x): over all dimensions but the second."""
 
@@ -269,11 +293,13 @@ class ChannelSum(Rules):
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor) -> Any:
-        return call(ChannelSum, tx)
+        return call(ops.channel_sum, tx)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
-        return call(ChannelSum, _into_channels(x, in_dims[0], info.batch_size)).unflatten(0, (info.batch_size, -1)), 0
+        return call(ops.channel_sum, _into_channels(x, in_dims[0], info.batch_size)).unflatten(
+            0, (info.batch_size, -1)
+        ), 0
 
 
 def conv_gradients(
@@ -282,12 +308,12 @@ def conv_gradients(
     """Gradients of conv_forward along x, w and the bias, as far as needed."""
     gx = gw = gb = None
     if needs[0]:
-        gx = call(ConvInputGradient, gy, w, None, tuple(x.shape[2:]), *args)
+        gx = call(ops.conv_input_gradient, gy, w, None, tuple(x.shape[2:]), *args)
     if needs[1]:
         last = ops.suggests_channels_last(w)
-        gw, gb = call(ConvWeightGradient, gy, x, tuple(w.shape[2:]), *args, last)
+        gw, gb = call(ops.conv_weight_gradient, gy, x, tuple(w.shape[2:]), *args, last)
     elif needs[2]:
-        gb = call(ChannelSum, gy)
+        gb = call(ops.channel_sum, gy)
     return gx, gw, gb if needs[2] else None
 
 
@@ -295,17 +321,18 @@ def conv_transpose_gradients(
     needs: Sequence[bool], v: Tensor, gy: Tensor, w: Tensor, args: tuple[Any, ...]
 ) -> tuple[Any, Any, Any]:
     """Gradients of conv_input_gradient along gy, w and the bias, as far as needed."""
-    along_gy = call(Conv, v, w, None, *args) if needs[0] else None
+    along_gy = call(ops.conv_forward, v, w, None, *args) if needs[0] else None
     along_w = None
     if needs[1]:
         last = ops.suggests_channels_last(w)
-        along_w = call(ConvWeightGradient, gy, v, tuple(w.shape[2:]), *args, last)[0]
-    return along_gy, along_w, call(ChannelSum, v) if needs[2] else None
+        along_w = call(ops.conv_weight_gradient, gy, v, tuple(w.shape[2:]), *args, last)[0]
+    return along_gy, along_w, call(ops.channel_sum, v) if needs[2] else None
 
 
 # ---- pooling
 
 
+@_rules_of(ops.max_pool, ops.max_pool_cpu)
 class MaxPool(Rules):
     """max_pool(x, output_size, kernel, stride, padding, dilation, index) -> (y, index)."""
 
@@ -318,23 +345,24 @@ class MaxPool(Rules):
     def backward(ctx: Any, gy: Tensor, _: Any) -> tuple[Any, ...]:
         if ctx.kind == "none":
             checks.fail("index", "'window' or 'plane' where a gradient is wanted", "'none'")
-        gx = call(MaxPoolBackward, gy, ctx.saved_tensors[0], ctx.size, *ctx.args)
+        gx = call(ops.max_pool_backward, gy, ctx.saved_tensors[0], ctx.size, *ctx.args)
         return gx, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, *_: Any) -> tuple[Tensor, None]:
         if ctx.kind == "none":
             checks.fail("index", "'window' or 'plane' where a gradient is wanted", "'none'")
-        return call(MaxPoolGather, tx, ctx.saved_tensors[0], *ctx.args), None
+        return call(ops.max_pool_gather, tx, ctx.saved_tensors[0], *ctx.args), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, *args: Any) -> tuple[Any, Any]:
-        y, index = call(MaxPool, _into_batch(x, in_dims[0], info.batch_size), *args)
+        y, index = call(ops.max_pool, _into_batch(x, in_dims[0], info.batch_size), *args)
         if args[-1] == "none":
             return (y.unflatten(0, (info.batch_size, -1)), index), (0, None)
         return tuple(t.unflatten(0, (info.batch_size, -1)) for t in (y, index)), (0, 0)
 
 
+@_rules_of(ops.max_pool_backward, ops.max_pool_backward_cpu)
 class MaxPoolBackward(Rules):
     """max_pool_backward(gy, index, size, kernel, stride, padding, dilation)."""
 
@@ -345,18 +373,19 @@ class MaxPoolBackward(Rules):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        return call(MaxPoolGather, v, ctx.saved_tensors[0], *ctx.args), None, None, None, None, None, None
+        return call(ops.max_pool_gather, v, ctx.saved_tensors[0], *ctx.args), None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tg: Tensor, *_: Any) -> Any:
-        return call(MaxPoolBackward, tg, ctx.saved_tensors[0], ctx.size, *ctx.args)
+        return call(ops.max_pool_backward, tg, ctx.saved_tensors[0], ctx.size, *ctx.args)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, index: Tensor, *args: Any) -> tuple[Tensor, int]:
         gy, index = (_into_batch(t, d, info.batch_size) for t, d in zip((gy, index), in_dims[:2], strict=True))
-        return call(MaxPoolBackward, gy, index, *args).unflatten(0, (info.batch_size, -1)), 0
+        return call(ops.max_pool_backward, gy, index, *args).unflatten(0, (info.batch_size, -1)), 0
 
 
+@_rules_of(ops.max_pool_gather, ops.max_pool_gather_cpu)
 class MaxPoolGather(Rules):
     """max_pool_gather(v, index, kernel, stride, padding, dilation)."""
 
@@ -367,18 +396,19 @@ class MaxPoolGather(Rules):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        return call(MaxPoolBackward, gy, ctx.saved_tensors[0], ctx.size, *ctx.args), None, None, None, None, None
+        return call(ops.max_pool_backward, gy, ctx.saved_tensors[0], ctx.size, *ctx.args), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tv: Tensor, *_: Any) -> Any:
-        return call(MaxPoolGather, tv, ctx.saved_tensors[0], *ctx.args)
+        return call(ops.max_pool_gather, tv, ctx.saved_tensors[0], *ctx.args)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, v: Tensor, index: Tensor, *args: Any) -> tuple[Tensor, int]:
         v, index = (_into_batch(t, d, info.batch_size) for t, d in zip((v, index), in_dims[:2], strict=True))
-        return call(MaxPoolGather, v, index, *args).unflatten(0, (info.batch_size, -1)), 0
+        return call(ops.max_pool_gather, v, index, *args).unflatten(0, (info.batch_size, -1)), 0
 
 
+@_rules_of(ops.average_pool, ops.average_pool_cpu)
 class AveragePool(Rules):
     """average_pool(x, output_size, kernel, stride, padding, count_include_pad, divisor)."""
 
@@ -389,19 +419,20 @@ class AveragePool(Rules):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        return call(AveragePoolBackward, gy, ctx.x_size, *ctx.args), None, None, None, None, None, None
+        return call(ops.average_pool_backward, gy, ctx.x_size, *ctx.args), None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, *_: Any) -> Any:
-        return call(AveragePool, tx, ctx.size, *ctx.args)
+        return call(ops.average_pool, tx, ctx.size, *ctx.args)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, *args: Any) -> tuple[Tensor, int]:
-        return call(AveragePool, _into_batch(x, in_dims[0], info.batch_size), *args).unflatten(
+        return call(ops.average_pool, _into_batch(x, in_dims[0], info.batch_size), *args).unflatten(
             0, (info.batch_size, -1)
         ), 0
 
 
+@_rules_of(ops.average_pool_backward, ops.average_pool_backward_cpu)
 class AveragePoolBackward(Rules):
     """average_pool_backward(gy, size, kernel, stride, padding, count_include_pad, divisor)."""
 
@@ -412,21 +443,22 @@ class AveragePoolBackward(Rules):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        return call(AveragePool, v, ctx.y_size, *ctx.args), None, None, None, None, None, None
+        return call(ops.average_pool, v, ctx.y_size, *ctx.args), None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tg: Tensor, *_: Any) -> Any:
-        return call(AveragePoolBackward, tg, ctx.size, *ctx.args)
+        return call(ops.average_pool_backward, tg, ctx.size, *ctx.args)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, *args: Any) -> tuple[Tensor, int]:
-        gx = call(AveragePoolBackward, _into_batch(gy, in_dims[0], info.batch_size), *args)
+        gx = call(ops.average_pool_backward, _into_batch(gy, in_dims[0], info.batch_size), *args)
         return gx.unflatten(0, (info.batch_size, -1)), 0
 
 
 # ---- local response normalisation
 
 
+@_rules_of(ops.lrn, ops.lrn_cpu)
 class Lrn(Rules):
     """lrn(x, size, alpha, beta, k)."""
 
@@ -437,7 +469,7 @@ class Lrn(Rules):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        return call(LrnBackward, gy, ctx.saved_tensors[0], *ctx.args), None, None, None, None
+        return call(ops.lrn_backward, gy, ctx.saved_tensors[0], *ctx.args), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tx: Tensor, *_: Any) -> Tensor:
@@ -445,9 +477,10 @@ class Lrn(Rules):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Tensor, *args: Any) -> tuple[Tensor, int]:
-        return call(Lrn, _into_batch(x, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
+        return call(ops.lrn, _into_batch(x, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
 
 
+@_rules_of(ops.lrn_backward, ops.lrn_backward_cpu)
 class LrnBackward(Rules):
     """lrn_backward(gy, x, size, alpha, beta, k)."""
 
@@ -467,27 +500,27 @@ class LrnBackward(Rules):
     @staticmethod
     def jvp(ctx: Any, tg: Tensor | None, tx: Tensor | None, *_: Any) -> Tensor | None:
         gy, x = ctx.saved_tensors
-        along_gy = None if tg is None else call(LrnBackward, tg, x, *ctx.args)
+        along_gy = None if tg is None else call(ops.lrn_backward, tg, x, *ctx.args)
         # The derivative of x -> J(x)^T gy is symmetric: it is the Hessian of <y(x), gy>.
         return _sum_of([along_gy, None if tx is None else _lrn_second(x, gy, tx, *ctx.args)])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, *args: Any) -> tuple[Tensor, int]:
         gy, x = (_into_batch(t, d, info.batch_size) for t, d in zip((gy, x), in_dims[:2], strict=True))
-        return call(LrnBackward, gy, x, *args).unflatten(0, (info.batch_size, -1)), 0
+        return call(ops.lrn_backward, gy, x, *args).unflatten(0, (info.batch_size, -1)), 0
 
 
 def _window_sum(t: Tensor, size: int) -> Tensor:
     """Sums over `size` neighbouring channels: [i - size / 2, i + (size - 1) / 2] for channel i."""
     window = ((size, 1), (1, 1), (size // 2, (size - 1) // 2, 0, 0), True, 1)
     image = t.reshape(t.shape[0], 1, t.shape[1], -1)
-    return call(AveragePool, image, tuple(image.shape[2:]), *window).reshape(t.shape)
+    return call(ops.average_pool, image, tuple(image.shape[2:]), *window).reshape(t.shape)
 
 
 def _window_sum_transposed(t: Tensor, size: int) -> Tensor:
     window = ((size, 1), (1, 1), (size // 2, (size - 1) // 2, 0, 0), True, 1)
     image = t.reshape(t.shape[0], 1, t.shape[1], -1)
-    return call(AveragePoolBackward, image, tuple(image.shape[2:]), *window).reshape(t.shape)
+    return call(ops.average_pool_backward, image, tuple(image.shape[2:]), *window).reshape(t.shape)
 
 
 def _lrn_along(x: Tensor, v: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
@@ -514,19 +547,6 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
     direct = gy * p1 * u + v * _window_sum_transposed(gy * x * p1, size)
     through_s = _window_sum_transposed(gy * (2 * a * (beta + 1) * x * p2 * u - v * p1), size)
     return (2 * a * beta * (x * through_s - direct)).to(dtype)
-
-
-Conv.define(ops.conv_forward, ops.conv_forward_cpu)
-ConvInputGradient.define(ops.conv_input_gradient, ops.conv_input_gradient_cpu)
-ConvWeightGradient.define(ops.conv_weight_gradient, ops.conv_weight_gradient_cpu)
-ChannelSum.define(ops.channel_sum, ops.channel_sum_cpu)
-MaxPool.define(ops.max_pool, ops.max_pool_cpu)
-MaxPoolBackward.define(ops.max_pool_backward, ops.max_pool_backward_cpu)
-MaxPoolGather.define(ops.max_pool_gather, ops.max_pool_gather_cpu)
-AveragePool.define(ops.average_pool, ops.average_pool_cpu)
-AveragePoolBackward.define(ops.average_pool_backward, ops.average_pool_backward_cpu)
-Lrn.define(ops.lrn, ops.lrn_cpu)
-LrnBackward.define(ops.lrn_backward, ops.lrn_backward_cpu)
 
 
 # ---- the short way: plain tensors, whose call is already made ready
@@ -614,7 +634,7 @@ class EagerMaxPool(Function):
         if _first_order(gy):
             gx = ctx.ready.max_backward(gy, index, ctx.kind)
         else:
-            gx = call(MaxPoolBackward, gy, index, ctx.ready.x_shape[2:], *ctx.args)
+            gx = call(ops.max_pool_backward, gy, index, ctx.ready.x_shape[2:], *ctx.args)
         return gx, None, None, None
 
 
@@ -628,7 +648,7 @@ class EagerAveragePool(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         if _first_order(gy):
             return ctx.ready.average_backward(gy), None, None
-        return call(AveragePoolBackward, gy, ctx.ready.x_shape[2:], *ctx.args), None, None
+        return call(ops.average_pool_backward, gy, ctx.ready.x_shape[2:], *ctx.args), None, None
 
 
 class EagerLrn(Function):
@@ -643,4 +663,4 @@ class EagerLrn(Function):
         (x,) = ctx.saved_tensors
         if _first_order(gy, x):
             return ctx.ready.backward(gy, x), None, None
-        return call(LrnBackward, gy, x, *ctx.args), None, None
+        return call(ops.lrn_backward, gy, x, *ctx.args), None, None

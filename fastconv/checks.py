@@ -354,9 +354,7 @@ def lrn(x: Any, size: Any, alpha: Any, beta: Any, k: Any) -> tuple[int, float, f
     count = integer("size", size)
     at_least("size", (count,), 1)
     fits("size", (count,))
-    numbers = []
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
             fail(name, "a number", f"{value!r} ({type(value).__name__})", TypeError)
-        numbers.append(value if isinstance(value, torch.SymFloat) else float(value))
-    return count, numbers[0], numbers[1], numbers[2]
+    return count, alpha, beta, k

@@ -1,7 +1,7 @@
 """Which algorithm computes what, and what this build can do."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -49,7 +49,7 @@ def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
     """
     from fastconv import functional
 
-    problems = {
+    problems: dict[str, Callable[..., Any]] = {
         "conv1d": functional.conv_problem,
         "conv2d": functional.conv_problem,
         "conv_transpose1d": functional.conv_transpose_problem,

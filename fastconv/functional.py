@@ -95,7 +95,7 @@ def _conv(
         if x.dim() == dims + 1:
             return _conv(dims, x.unsqueeze(0), w, b, stride, padding, dilation, groups).squeeze(0)
         if key is None:
-            return call(autograd.Conv, x, w, b, *args)
+            return call(ops.conv_forward, x, w, b, *args)
         found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args
     ready, args = found
     if wants_gradient(x, w, b):
@@ -118,19 +118,20 @@ def _conv_transpose(
     if not is_compiling() and eager(x, w, b):
         key = (
             -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
-            None if b is None else (b.shape, b.dtype), stride, type(stride), padding, type(padding), output_padding, type(output_padding), groups, type(groups),
-            dilation, type(dilation), _threads(), _forced(),
+            None if b is None else (b.shape, b.dtype), stride, type(stride), padding, type(padding),
+            output_padding, type(output_padding), groups, type(groups), dilation, type(dilation), _threads(), _forced(),
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
         x, w, b = _autocast(x, w, b)
-        size, *args = checks.conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation)
+        size, *rest = checks.conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation)
+        args: tuple[Any, ...] = tuple(rest)
         if x.dim() == dims + 1:
             x = x.unsqueeze(0)
             return _conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation).squeeze(0)
         if key is None:
-            return call(autograd.ConvInputGradient, x, w, b, size, *args)
-        found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), tuple(args)
+            return call(ops.conv_input_gradient, x, w, b, size, *args)
+        found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), args
     ready, args = found
     if wants_gradient(x, w, b):
         return autograd.EagerConvTranspose.apply(x, w, b, ready, args)
@@ -382,17 +383,18 @@ def _max_pool(
         if key is None:
             return _max_pool_watched(x, size, args, return_indices)
         found = _ready[key] = ops.max_pool_call(x, size, *args), args
-    return _max_pool_ready(x, *found, return_indices)
+    return _max_pool_ready(x, found, return_indices)
 
 
 def _max_pool_watched(x: Tensor, size: Any, args: tuple[Any, ...], return_indices: bool) -> Any:
     if return_indices:
-        return call(autograd.MaxPool, x, size, *args, "plane")
+        return call(ops.max_pool, x, size, *args, "plane")
     index = ops.index_kind(args[0]) if x.requires_grad or autograd.transforming() else "none"
-    return call(autograd.MaxPool, x, size, *args, index)[0]
+    return call(ops.max_pool, x, size, *args, index)[0]
 
 
-def _max_pool_ready(x: Tensor, ready: ops.PoolCall, args: tuple[Any, ...], return_indices: bool) -> Any:
+def _max_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]], return_indices: bool) -> Any:
+    ready, args = found
     if wants_gradient(x):
         return autograd.EagerMaxPool.apply(x, ready, args, return_indices)
     if return_indices:
@@ -414,7 +416,7 @@ def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: A
         if key is None:
             return _max_pool_watched(x, size, args, return_indices)
         found = _ready[key] = ops.max_pool_call(x, size, *args), args
-    return _max_pool_ready(x, *found, return_indices)
+    return _max_pool_ready(x, found, return_indices)
 
 
 def _average_pool(
@@ -449,7 +451,7 @@ def _average_pool(
             )
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), count_include_pad, divisor_override)
         if key is None:
-            return call(autograd.AveragePool, x, size, *args)
+            return call(ops.average_pool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
     return _average_pool_ready(x, *found)
 
@@ -471,7 +473,7 @@ def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
             return _adaptive_average_pool(dims, x.unsqueeze(0), output_size).squeeze(0)
         args = ((), (), (), True, 0)
         if key is None:
-            return call(autograd.AveragePool, x, size, *args)
+            return call(ops.average_pool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
     return _average_pool_ready(x, *found)
 
@@ -778,7 +780,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     if found is None:
         args = checks.lrn(input, size, alpha, beta, k)
         if key is None:
-            return call(autograd.Lrn, input, *args)
+            return call(ops.lrn, input, *args)
         found = _ready[key] = ops.lrn_call(input, *args), args
     ready, args = found
     if wants_gradient(input):

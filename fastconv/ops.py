@@ -351,7 +351,9 @@ def conv_weight_gradient_cpu(
     call = conv_call(
         tuple(x.shape), w_shape, tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, channels_last
     )
-    return call.weight_gradient(gy, x, True)
+    gw, gb = call.weight_gradient(gy, x, True)
+    assert gb is not None
+    return gw, gb
 
 
 def _fake(t: Tensor, shape: Sequence[int], channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:

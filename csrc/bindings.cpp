@@ -32,7 +32,7 @@ void expect(const ConvPlan& plan, Primitive primitive) {
 void run(const ConvPlan& plan, cpu::ConvArgs& args, Address workspace) {
   args.workspace = at(workspace);
   args.threads = usable(plan.threads);
-  plan.algorithm->run(plan.problem, args);
+  run_conv(plan, args);
 }
 
 void bind_problems(py::module_& m) {

@@ -14,7 +14,15 @@ namespace {
 std::atomic<bool> forked{false};
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-std::vector<const cpu::ConvAlgorithm*> applicable(const ConvProblem& problem, Primitive primitive) {
+bool is_half(Dtype dtype) { return dtype == Dtype::float16 || dtype == Dtype::bfloat16; }
+
+ConvProblem computed(ConvProblem problem) {
+  if (is_half(problem.dtype)) problem.dtype = Dtype::float32;
+  return problem;
+}
+
+std::vector<const cpu::ConvAlgorithm*> applicable(ConvProblem problem, Primitive primitive) {
+  problem = computed(problem);
   const cpu::Kernels& table = cpu::kernels();
   std::vector<const cpu::ConvAlgorithm*> preferred, others;
   for (int i = 0; i < table.conv_count; ++i) {
@@ -26,9 +34,50 @@ std::vector<const cpu::ConvAlgorithm*> applicable(const ConvProblem& problem, Pr
   return preferred;
 }
 
+// Where the float32 copies of 16-bit operands and results lie in the workspace.
+class Copies {
+ public:
+  Copies(const ConvPlan& plan, char* workspace) : plan_(plan), base_(workspace) {}
+
+  // A float32 copy of a tensor that the kernel reads.
+  const void* widened(const void* tensor, int64_t count, int threads) {
+    if (!tensor) return nullptr;
+    float* copy = take(count);
+    cpu::kernels().convert.widen(plan_.dtype, tensor, copy, count, useful_threads(count, threads));
+    return copy;
+  }
+  float* take(int64_t count) {
+    float* piece = reinterpret_cast<float*>(base_ + bytes_);
+    bytes_ += (count * int64_t(sizeof(float)) + 63) & ~int64_t(63);
+    return piece;
+  }
+
+ private:
+  const ConvPlan& plan_;
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+struct Counts {
+  int64_t x, w, y, k, c;
+  explicit Counts(const ConvProblem& p)
+      : x(p.n * p.c * p.h * p.w), w(p.k * (p.c / p.groups) * p.r * p.s), y(p.n * p.k * p.p * p.q), k(p.k), c(p.c) {}
+};
+
+// Bytes of all copies: for any primitive x, w, y and a bias.
+int64_t copied_bytes(const ConvProblem& problem) {
+  const Counts counts(problem);
+  int64_t bytes = 0;
+  for (int64_t count : {counts.x, counts.w, counts.y, std::max(counts.k, counts.c)})
+    bytes = checks::add("workspace", bytes, checks::multiply("workspace", count, sizeof(float)) / 64 * 64 + 64);
+  return bytes;
+}
+
+// Multiply-adds come many at a time: so many count as one operation of useful_threads.
 int64_t operations(const ConvProblem& q) {
+  constexpr double a_vector = 16;
   const double macs = double(q.n) * q.k * q.p * q.q * (q.c / q.groups) * q.r * q.s;
-  return int64_t(std::min(macs, 1e18));
+  return int64_t(std::min(macs / a_vector, 1e18));
 }
 
 }  // namespace
@@ -59,7 +108,38 @@ ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads,
   }
   if (!chosen) checks::fail("algorithm: expected one that applies to this problem (" + names + "), got " + algorithm);
   const int useful = useful_threads(operations(problem), threads);
-  return {problem, primitive, chosen, useful, chosen->workspace_bytes(problem, useful)};
+  const ConvProblem float_problem = computed(problem);
+  int64_t bytes = chosen->workspace_bytes(float_problem, useful);
+  if (is_half(problem.dtype)) bytes = checks::add("workspace", bytes, copied_bytes(problem));
+  return {float_problem, problem.dtype, primitive, chosen, useful, bytes};
+}
+
+void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args) {
+  if (!is_half(plan.dtype)) return plan.algorithm->run(plan.problem, args);
+  const Counts counts(plan.problem);
+  const bool forward = plan.primitive == Primitive::forward;
+  Copies copies(plan, static_cast<char*>(args.workspace));
+  cpu::ConvArgs inner = args;
+  inner.x = copies.widened(args.x, counts.x, args.threads);
+  inner.w = copies.widened(args.w, counts.w, args.threads);
+  inner.b = copies.widened(args.b, forward ? counts.k : counts.c, args.threads);
+  inner.gy = copies.widened(args.gy, counts.y, args.threads);
+  struct Result {
+    void *narrow, **wide;
+    int64_t count;
+  };
+  const Result results[] = {{args.y, &inner.y, counts.y},
+                            {args.gx, &inner.gx, counts.x},
+                            {args.gw, &inner.gw, counts.w},
+                            {args.gb, &inner.gb, counts.k}};
+  for (const Result& result : results)
+    if (result.narrow) *result.wide = copies.take(result.count);
+  inner.workspace = static_cast<char*>(args.workspace) + copied_bytes(plan.problem);
+  plan.algorithm->run(plan.problem, inner);
+  for (const Result& result : results)
+    if (result.narrow)
+      cpu::kernels().convert.narrow(plan.dtype, static_cast<float*>(*result.wide), result.narrow, result.count,
+                                    useful_threads(result.count, args.threads));
 }
 
 }  // namespace fastconv

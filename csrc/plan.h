@@ -9,7 +9,8 @@
 namespace fastconv {
 
 struct ConvPlan {
-  ConvProblem problem;
+  ConvProblem problem;  // float16 and bfloat16 are computed as float32
+  Dtype dtype;          // of the tensors
   Primitive primitive;
   const cpu::ConvAlgorithm* algorithm;
   int threads;              // for kernels and workspace
@@ -21,6 +22,9 @@ std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive p
 
 // Validates the problem and chooses. `algorithm` forces one by name; throws std::invalid_argument if it does not apply.
 ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads, const std::string& algorithm);
+
+// Computes. `args.workspace` is what the plan asked for, `args.threads` at most the plan's.
+void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args);
 
 // How many threads are worth waking for so many operations: waking one costs a few microseconds.
 int useful_threads(int64_t operations, int threads);

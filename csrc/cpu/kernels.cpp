@@ -3,6 +3,7 @@
 
 #include "ceiling.h"
 #include "conv.h"
+#include "convert.h"
 #include "lrn.h"
 #include "pool.h"
 
@@ -13,7 +14,7 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 const Kernels& kernels() {
   static const ConvAlgorithm conv[] = {implicit_gemm_forward, implicit_gemm_input_gradient, naive_weight_gradient};
-  static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn,
+  static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn, convert,
                                 multiply_add_ceiling};
   return table;
 }

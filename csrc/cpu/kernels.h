@@ -56,12 +56,19 @@ struct LrnKernels {
   void (*backward)(const LrnProblem&, const void* x, const void* gy, void* gx, int threads);
 };
 
+// Between a 16-bit type and float32, rounding to nearest even; NaN stays NaN.
+struct ConvertKernels {
+  void (*widen)(Dtype dtype, const void* from, float* to, int64_t count, int threads);
+  void (*narrow)(Dtype dtype, const float* from, void* to, int64_t count, int threads);
+};
+
 struct Kernels {
   const char* isa;
   const ConvAlgorithm* conv;  // ordered: the first that applies and is preferred is taken, else the last that applies
   int conv_count;
   PoolKernels pool;
   LrnKernels lrn;
+  ConvertKernels convert;
   // The operations done by so many steps of nothing but multiply-adds (ceiling.h): the benchmark times it.
   int64_t (*multiply_add_ceiling)(int64_t steps, int threads);
 };

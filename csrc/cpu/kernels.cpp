@@ -13,7 +13,8 @@ namespace fastconv::cpu::FASTCONV_ISA {
 #define FASTCONV_NAME(x) FASTCONV_STRING(x)
 
 const Kernels& kernels() {
-  static const ConvAlgorithm conv[] = {implicit_gemm_forward, implicit_gemm_input_gradient, naive_weight_gradient};
+  static const ConvAlgorithm conv[] = {depthwise_forward,     depthwise_input_gradient,     depthwise_weight_gradient,
+                                       implicit_gemm_forward, implicit_gemm_input_gradient, naive_weight_gradient};
   static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn, convert,
                                 multiply_add_ceiling};
   return table;

@@ -79,6 +79,16 @@ inline Reach axis_reach(const Axis& axis, int64_t begin, int64_t end) {
   return reach;
 }
 
+// False where padding or dilation reach so far beyond the input that a zero-padded copy of it would be mostly zeros.
+inline bool worth_padding(const ConvProblem& q) {
+  auto bounded = [](const Axis& axis) {
+    const Reach reach = axis_reach(axis, 0, axis.out);
+    return reach.end - reach.begin <= 8 * axis.in + 1024;
+  };
+  return bounded(row_axis(q, true)) && bounded(column_axis(q, true)) && bounded(row_axis(q, false)) &&
+         bounded(column_axis(q, false));
+}
+
 // Where each array lies in a kernel's workspace. Used twice with the same calls: from a null base to count the bytes, and to
 // hand out addresses.
 class Workspace {

@@ -14,7 +14,7 @@ namespace {
 constexpr int max_strip_rows = 8;
 constexpr int64_t band_bytes = 24 * 1024;  // a padded copy that leaves room in a first-level cache of 32 KiB
 
-bool applies(const ConvProblem& q) { return q.c == q.groups; }
+bool applies(const ConvProblem& q) { return q.c == q.groups && worth_padding(q); }
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // Strip kernels

@@ -2,8 +2,20 @@
 
 import torch  # noqa: F401  (first: the kernels bind to the OpenMP runtime that torch has loaded)
 
-from fastconv import functional
+from fastconv import functional, models, nn
 from fastconv.config import algorithms, force_algorithm, show_config
+from fastconv.convert import ConversionReport, accelerate, convert, revert
 
 __version__ = "0.1.0"
-__all__ = ["algorithms", "force_algorithm", "functional", "show_config"]
+__all__ = [
+    "ConversionReport",
+    "accelerate",
+    "algorithms",
+    "convert",
+    "force_algorithm",
+    "functional",
+    "models",
+    "nn",
+    "revert",
+    "show_config",
+]

@@ -91,7 +91,8 @@ def convert(model: ModuleT, report: bool = False) -> ModuleT | tuple[ModuleT, Co
             _change_class(module, _FAST[layer])
             result.converted.append(ConvertedLayer(name, layer.__name__))
         else:
-            result.kept.append(KeptLayer(name, layer.__name__, reason))
+            title = module.original_name if isinstance(module, torch.jit.ScriptModule) else layer.__name__
+            result.kept.append(KeptLayer(name, title, reason))
     return (model, result) if report else model
 
 
@@ -211,8 +212,9 @@ def _spellings() -> dict[Any, Callable[..., Any]]:
 _SPELLINGS = _spellings()
 
 
-def _covered(values: Iterable[Any]) -> bool:
-    return all(
+def _covered(types: Iterable[type], values: Iterable[Any]) -> bool:
+    """Whether fastconv computes with these arguments, whose classes with a say in torch functions are `types`."""
+    return all(kind is Tensor for kind in types) and all(
         value.dtype in DTYPES and value.device.type in _DEVICES and value.layout is torch.strided
         for value in values
         if isinstance(value, Tensor)
@@ -232,10 +234,14 @@ class accelerate(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         answer = _SPELLINGS.get(func)
-        if answer is not None and not types and "out" not in kwargs and _covered((*args, *kwargs.values())):
+        if answer is not None and "out" not in kwargs and _covered(types, (*args, *kwargs.values())):
             return answer(*args, **kwargs)
         return func(*args, **kwargs)

@@ -118,8 +118,13 @@ WINDOWS = [
     ((1, 1), (2, 2), (0, 0), (1, 1), False),
     ((6, 9), (1, 1), (3, 4), (1, 1), False),
 ]
-# Around the lane counts of every instruction set, and beyond one tile of columns.
-SIZES = [(1, 1, 9, 7), (2, 3, 12, 15), (1, 5, 10, 16), (2, 8, 11, 17), (1, 2, 9, 33), (1, 17, 7, 64), (1, 1, 11, 301)]
+# Around the lane counts of every instruction set; the float32 ones go beyond a tile of columns in some windows.
+SIZES = [(1, 1, 9, 7), (1, 67, 10, 16), (2, 3, 11, 37)]
+FLOAT_SIZES = SIZES + [(2, 3, 12, 15), (2, 8, 11, 17), (1, 2, 9, 33), (1, 17, 7, 64), (1, 1, 8, 5001)]
+
+
+def sizes(dtype):
+    return FLOAT_SIZES if dtype == torch.float32 else SIZES
 
 
 def torch_max(x, kernel, stride, padding, dilation, ceil):
@@ -127,7 +132,8 @@ def torch_max(x, kernel, stride, padding, dilation, ceil):
 
 
 def assert_same(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert ours.dtype == theirs.dtype
+    assert ((ours == theirs) | (ours.isnan() & theirs.isnan())).all()
 
 
 def check_max(x, window, layout, kind, threads=1):
@@ -160,7 +166,7 @@ def check_max(x, window, layout, kind, threads=1):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_max(window, dtype, kind, layout):
-    for size in SIZES:
+    for size in sizes(dtype):
         check_max(integers(size, dtype, layout), window, layout, kind)
 
 
@@ -172,7 +178,7 @@ def test_max_of_special_values(window, dtype, layout):
     generator = torch.Generator().manual_seed(3)
     special = torch.tensor([math.nan, math.inf, -math.inf, -math.inf, -math.inf, 0.0, -0.0, 1.0], dtype=dtype)
     for share in (8, 6):
-        drawn = special[torch.randint(8 - share, 8, (2, 9, 11, 37), generator=generator)]
+        drawn = special[torch.randint(8 - share, 8, (1, 9, 11, 37), generator=generator)]
         drawn[0, 0] = -math.inf
         drawn[0, 1] = math.nan
         for kind in KINDS:
@@ -263,7 +269,7 @@ def test_index_out_of_range_is_refused(window, layout):
 @pytest.mark.parametrize("window", [w for w in WINDOWS if w[3] == (1, 1)], ids=str)
 def test_average(window, dtype, layout):
     kernel, stride, padding, _, ceil = window
-    for size in SIZES:
+    for size in sizes(dtype):
         for include, divisor in [(True, None), (False, None), (True, 3), (False, -2)]:
             x = integers(size, dtype, layout)
             leaf = x.double().requires_grad_()
@@ -288,9 +294,8 @@ def test_average(window, dtype, layout):
 def close(ours, expected, roundings, scale=0.0):
     eps = torch.finfo(ours.dtype).eps / 2
     compute = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps / 2
-    torch.testing.assert_close(
-        ours.double(), expected.double(), rtol=eps * 1.01 + roundings * compute, atol=roundings * compute * scale
-    )
+    allowed = (eps * 1.01 + roundings * compute) * expected.abs() + roundings * compute * scale
+    assert ((ours.double() - expected).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["NCHW", "NHWC"])
@@ -413,7 +418,7 @@ def test_same_bits_for_any_threads_and_in_any_batch(layout):
         out = []
         for window in WINDOWS[:6] + WINDOWS[9:10]:
             kernel, stride, padding, dilation, ceil = window
-            y, positions = torch_max(part, kernel, stride, padding, dilation, ceil)
+            y, _ = torch_max(part, kernel, stride, padding, dilation, ceil)
             problem = pool_problem(part, y.shape[2:], kernel=kernel, stride=stride, padding=padding, layout=layout)
             for kind in ("window", "plane"):
                 y, index = max_forward(problem, part, kind, layout, threads)
@@ -472,9 +477,9 @@ def test_invalid_pool_problem_is_refused(changes, message):
 
 def test_invalid_lrn_problem_is_refused():
     x = torch.empty(2, 3, 4, 4)
+    problem = lrn_problem(x, 1, 1.0, 0.75, 1.0, torch.contiguous_format)
+    problem.size = 0
     with pytest.raises(ValueError, match="size: expected at least 1, got 0"):
-        problem = lrn_problem(x, 1, 1.0, 0.75, 1.0, torch.contiguous_format)
-        problem.size = 0
         problem.validate()
     problem.size, problem.spatial = 1, 2**62
     with pytest.raises(ValueError, match="64 bits"):

@@ -1,89 +1,164 @@
 // Average pooling, forward and backward. The divisor of a window follows torch: with count_include_pad what the window covers
 // of the padded input, otherwise what it covers of the input.
-#include "parallel.h"
 #include "pool.h"
-#include "pool_windows.h"
+#include "pool_reduce.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
 namespace {
 
-template <class C>
-C divisor_of(const PoolProblem& problem, const Span& across, const Span& along) {
-  return C(problem.divisor ? problem.divisor : across.divisor * along.divisor);
+// The sum over the windows `above` of one column q of the gradient, each divided by its divisor.
+template <class T>
+FASTCONV_INLINE Vec<Compute<T>> column_terms(const PoolProblem& problem, const Axis& rows, const Range& above, const T* gy,
+                                             Vec<Compute<T>> factor, int n) {
+  using C = Compute<T>;
+  Vec<C> sum{};
+  for (int64_t p = above.begin; p < above.end; ++p)
+    sum += load_part(gy + p * problem.q, n) / (splat(row_factor<C>(problem, rows.window(p))) * factor);
+  return sum;
 }
 
-// Any problem, one output at a time.
-template <class T>
-void forward_any(const PoolProblem& problem, const T* x, T* y, int threads) {
+// NCHW, fixed windows of stride 1 or 2. A row of the gradient: first the windows' rows are summed into a line with borders,
+// then for each of the positions congruent modulo the stride the windows' columns.
+template <class T, int stride>
+void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads) {
   using C = Compute<T>;
+  constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const Planes from = input_planes(problem), to = output_planes(problem);
+  const int64_t before = (columns.kernel - 1) / stride;  // a position sees the windows q - before … q
+  const int64_t tile = (line_capacity<C> - before) / step * step / stride - 2 * step;
+  const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
   parallel(threads, [&](int id, int parts) {
-    const Range mine = share(problem.n * problem.c * problem.p, id, parts);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const int64_t plane = item / problem.p, p = item % problem.p;
-      const T* in = x + from.offset(plane);
-      const Span across = rows.window(p);
-      for (int64_t q = 0; q < problem.q; ++q) {
-        const Span along = columns.window(q);
-        C sum = 0;
-        for (int64_t i = 0; i < across.count; ++i) {
-          C row = 0;
-          for (int64_t j = 0; j < along.count; ++j)
-            row += load_one(in + ((across.first + i) * problem.w + along.first + j) * from.pixel());
-          sum += row;
+    alignas(64) C line[line_capacity<C>];
+    alignas(64) C factors[line_capacity<C>];
+    alignas(64) C out[line_capacity<C>];
+    const Range mine = share(problem.n * problem.c * problem.h, id, parts);
+    for (int64_t begin = first; begin < last; begin += tile) {
+      const int64_t count = minimum(tile, last - begin), start = begin - before;
+      const int64_t length = (count + step - 1) / step * step + before;
+      for (int64_t i = 0; i < length + step; ++i)
+        factors[i] = start + i >= 0 && start + i < problem.q ? column_factor<C>(problem, columns.window(start + i)) : C(1);
+      // The columns of gx this tile gives.
+      const int64_t from = maximum<int64_t>(begin * stride - columns.before, 0);
+      const int64_t to = minimum((begin + count) * stride - columns.before, problem.w);
+      for (int64_t item = mine.begin; item < mine.end; ++item) {
+        const int64_t plane = item / problem.h, h = item % problem.h;
+        const Range above = rows.covering(h);
+        const T* in = gy + plane * problem.p * problem.q;
+        fill_line(line, length, start, problem.q, C(0), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
+          return column_terms(problem, rows, above, in + q, load(factors + (q - start)), n);
+        });
+        for (int64_t j = 0; j < count; j += step) {
+          Vec<C> sums[stride] = {};
+          for (int phase = 0; phase < stride; ++phase)
+            for (int64_t t = (columns.kernel - 1 - phase) / stride; phase + t * stride < columns.kernel && t >= 0; --t)
+              sums[phase] += load(line + j + before - t);
+          if constexpr (stride == 1) {
+            store(out + j, sums[0]);
+          } else {
+            store(out + 2 * j, interleaved_low<C>(sums[0], sums[1]));
+            store(out + 2 * j + step, interleaved_high<C>(sums[0], sums[1]));
+          }
         }
-        const bool empty = across.count == 0 || along.count == 0;
-        store_one(y + to.offset(plane) + (p * problem.q + q) * to.pixel(),
-                  empty ? C(0) : sum / divisor_of<C>(problem, across, along));
+        const C* source = out + columns.before - begin * stride;
+        T* target = gx + item * problem.w;
+        for (int64_t w = from; w < to; w += step) store_part(target + w, load(source + w), int(minimum<int64_t>(step, to - w)));
       }
     }
   });
 }
 
+// NCHW, any windows: each adds its term to the columns it covers.
 template <class T>
-void backward_any(const PoolProblem& problem, const T* gy, T* gx, int threads) {
+void backward_wide(const PoolProblem& problem, const T* gy, T* gx, int threads) {
   using C = Compute<T>;
+  constexpr int64_t tile = line_capacity<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const Planes from = output_planes(problem), to = input_planes(problem);
   parallel(threads, [&](int id, int parts) {
+    alignas(64) C out[tile];
     const Range mine = share(problem.n * problem.c * problem.h, id, parts);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const int64_t plane = item / problem.h, h = item % problem.h;
-      const T* in = gy + from.offset(plane);
       const Range above = rows.covering(h);
-      for (int64_t w = 0; w < problem.w; ++w) {
-        const Range beside = columns.covering(w);
-        C sum = 0;
-        for (int64_t p = above.begin; p < above.end; ++p)
-          for (int64_t q = beside.begin; q < beside.end; ++q)
-            sum +=
-                load_one(in + (p * problem.q + q) * from.pixel()) / divisor_of<C>(problem, rows.window(p), columns.window(q));
-        store_one(gx + to.offset(plane) + (h * problem.w + w) * to.pixel(), sum);
+      for (int64_t begin = 0; begin < problem.w; begin += tile) {
+        const int64_t end = minimum(begin + tile, problem.w);
+        for (int64_t w = 0; w < end - begin; ++w) out[w] = 0;
+        for (int64_t q = columns.covering(begin).begin; q < columns.covering(end - 1).end; ++q) {
+          const Span along = columns.window(q);
+          C term = 0;
+          for (int64_t p = above.begin; p < above.end; ++p)
+            term += load_one(gy + (plane * problem.p + p) * problem.q + q) /
+                    (row_factor<C>(problem, rows.window(p)) * column_factor<C>(problem, along));
+          const int64_t stop = minimum(along.first + along.count, end) - begin;
+          for (int64_t w = maximum(along.first, begin) - begin; w < stop; ++w) out[w] += term;
+        }
+        T* target = gx + item * problem.w + begin;
+        for (int64_t w = 0; w < end - begin; w += lanes<C>)
+          store_part(target + w, load(out + w), int(minimum<int64_t>(lanes<C>, end - begin - w)));
       }
     }
+  });
+}
+
+// NHWC, any windows: each pixel sums the windows that cover it.
+template <class T>
+void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int threads) {
+  using C = Compute<T>;
+  constexpr int step = lanes<C>;
+  const Axis rows = vertical(problem), columns = horizontal(problem);
+  share_channel_blocks<C>(problem.n * problem.h * problem.w, problem.c, threads, [&](int64_t in, int64_t c, int64_t count) {
+    const int64_t w = in % problem.w, h = in / problem.w % problem.h, n = in / problem.w / problem.h;
+    const Range above = rows.covering(h), beside = columns.covering(w);
+    const T* from = gy + n * problem.p * problem.q * problem.c + c;
+    T* to = gx + in * problem.c + c;
+    const auto factor = [&](int64_t p, int64_t q) {
+      return row_factor<C>(problem, rows.window(p)) * column_factor<C>(problem, columns.window(q));
+    };
+    // Away from the borders the divisors are all the same, and one division is enough.
+    bool same = true;
+    const C common = above.begin < above.end && beside.begin < beside.end ? factor(above.begin, beside.begin) : C(1);
+    for (int64_t p = above.begin; p < above.end; ++p) same &= factor(p, beside.begin) == common;
+    for (int64_t q = beside.begin; q < beside.end; ++q) same &= factor(above.begin, q) == common;
+    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+      Vec<C> sums[vectors.count] = {};
+      for (int64_t p = above.begin; p < above.end; ++p)
+        for (int64_t q = beside.begin; q < beside.end; ++q) {
+          const T* source = from + (p * problem.q + q) * problem.c + i;
+          const Vec<C> divisor = splat(same ? C(1) : factor(p, q));
+          for (int v = 0; v < vectors.count; ++v) {
+            const Vec<C> term = load_part(source + v * step, m);
+            sums[v] += same ? term : term / divisor;
+          }
+        }
+      for (int v = 0; v < vectors.count; ++v) store_part(to + i + v * step, same ? sums[v] / splat(common) : sums[v], m);
+    });
   });
 }
 
 template <class T>
 void forward_of(const PoolProblem& problem, const void* x, void* y, int threads) {
-  forward_any<T>(problem, static_cast<const T*>(x), static_cast<T*>(y), threads);
+  reduce<T, Mean<Compute<T>>>(problem, static_cast<const T*>(x), static_cast<T*>(y), threads);
 }
 
 template <class T>
 void backward_of(const PoolProblem& problem, const void* gy, void* gx, int threads) {
-  backward_any<T>(problem, static_cast<const T*>(gy), static_cast<T*>(gx), threads);
+  const T* from = static_cast<const T*>(gy);
+  T* to = static_cast<T*>(gx);
+  if (problem.layout == Layout::channels_last) return backward_channels_last(problem, from, to, threads);
+  const bool lines = !problem.adaptive && problem.q >= lanes<Compute<T>> && problem.s <= line_capacity<Compute<T>> / 4;
+  if (lines && problem.stride_w == 1) return backward_lines<T, 1>(problem, from, to, threads);
+  if (lines && problem.stride_w == 2) return backward_lines<T, 2>(problem, from, to, threads);
+  return backward_wide(problem, from, to, threads);
 }
 
 }  // namespace
 
 void average_forward(const PoolProblem& problem, const void* x, void* y, int threads) {
-  FASTCONV_FOR_DTYPE(problem.dtype, forward_of<T>(problem, x, y, threads))
+  FASTCONV_FOR_DTYPE(problem.dtype, forward_of<T>(with_fixed_windows(problem), x, y, threads))
 }
 
 void average_backward(const PoolProblem& problem, const void* gy, void* gx, int threads) {
-  FASTCONV_FOR_DTYPE(problem.dtype, backward_of<T>(problem, gy, gx, threads))
+  FASTCONV_FOR_DTYPE(problem.dtype, backward_of<T>(with_fixed_windows(problem), gy, gx, threads))
 }
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,167 +1,226 @@
-// Max pooling: forward with the positions of the maxima, and the two derivatives that use them.
+// Max pooling, forward.
 //
 // As in torch, a NaN is greater than anything, also than an earlier NaN; of equal maxima the first in row-major order counts;
 // a window that lies wholly in the padding gives -inf.
-#include "parallel.h"
 #include "pool.h"
-#include "pool_windows.h"
+#include "pool_reduce.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
 namespace {
 
+// What a position is called while the maximum is sought: `row` times its tap in the window's rows plus `column` times its tap
+// in the columns. This is the window index itself, or the distance in the plane from where the window starts.
 template <MaxIndex kind>
-struct IndexOf {
-  using type = int64_t;
+struct Codes {
+  int64_t row, column;
+
+  explicit Codes(const PoolProblem& p)
+      : row(kind == MaxIndex::window ? horizontal(p).positions()
+            : p.adaptive             ? p.w
+                                     : p.dilation_h * p.w),
+        column(kind == MaxIndex::window || p.adaptive ? 1 : p.dilation_w) {}
 };
-template <>
-struct IndexOf<MaxIndex::window> {
-  using type = uint8_t;
-};
+
+// Whether every code fits the integers that go with floats, and is far from the limits of 64 bits.
+bool codes_fit(const PoolProblem& p) {
+  const auto reach = [](const Axis& axis) {
+    return axis.adaptive ? double(axis.positions())
+                         : double(axis.kernel) * double(axis.dilation) + double(axis.before) + double(axis.dilation);
+  };
+  return reach(vertical(p)) * double(p.w) + reach(horizontal(p)) < double(1 << 30);
+}
+
+template <class C>
+FASTCONV_INLINE void take_larger(Vec<C>& best, Mask<C>& code, Vec<C> value, Mask<C> its_code) {
+  const Mask<C> larger = (value > best) | (value != value);
+  best = larger ? value : best;
+  code = larger ? its_code : code;
+}
+
+// Codes of n outputs as indices: for a plane index, `origin` + lane * `stride` is where their windows start.
+template <MaxIndex kind, class C>
+FASTCONV_INLINE void store_index(IndexType<kind>* index, Mask<C> codes, int64_t origin, int64_t stride, int n) {
+  constexpr int step = lanes<C>;
+  if constexpr (kind == MaxIndex::window) {
+    if (n == step) return store_codes<C>(index, codes);
+    uint8_t bytes[step];
+    store_codes<C>(bytes, codes);
+    for (int i = 0; i < n; ++i) index[i] = bytes[i];
+  } else {
+    for (int i = 0; i < n; ++i) index[i] = origin + i * stride + codes[i];
+  }
+}
 
 // Any problem, one output at a time.
 template <class T, MaxIndex kind>
-void forward_any(const PoolProblem& problem, const T* x, T* y, typename IndexOf<kind>::type* index, int threads) {
+void forward_any(const PoolProblem& problem, const T* x, T* y, IndexType<kind>* index, int threads) {
   using C = Compute<T>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const Planes from = input_planes(problem), to = output_planes(problem);
   const int64_t pitch = columns.positions();
+  const bool last = problem.layout == Layout::channels_last;
+  const int64_t images = last ? problem.n : problem.n * problem.c, inner = last ? problem.c : 1;
   parallel(threads, [&](int id, int parts) {
-    const Range mine = share(problem.n * problem.c * problem.p, id, parts);
+    const Range mine = share(images * problem.p, id, parts);
     for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const int64_t plane = item / problem.p, p = item % problem.p;
-      const T* in = x + from.offset(plane);
+      const int64_t image = item / problem.p, p = item % problem.p;
+      const T* in = x + image * problem.h * problem.w * inner;
       const Span across = rows.window(p);
       for (int64_t q = 0; q < problem.q; ++q) {
         const Span along = columns.window(q);
-        C best = -C(__builtin_inf());
-        int64_t at = across.first * problem.w + along.first, tap = across.tap * pitch + along.tap;
-        for (int64_t i = 0; i < across.count; ++i)
-          for (int64_t j = 0; j < along.count; ++j) {
-            const int64_t position = (across.first + i * across.step) * problem.w + along.first + j * along.step;
-            const C value = load_one(in + position * from.pixel());
-            if (value > best || value != value) {
-              best = value;
-              at = position;
-              tap = (across.tap + i) * pitch + along.tap + j;
+        for (int64_t c = 0; c < inner; ++c) {
+          C best = -C(__builtin_inf());
+          // Of an empty window: where its first tap beyond the leading padding would be, which may exceed 64 bits.
+          int64_t at = int64_t(uint64_t(across.first) * uint64_t(problem.w) + uint64_t(along.first));
+          int64_t tap = int64_t(uint64_t(across.tap) * uint64_t(pitch) + uint64_t(along.tap));
+          for (int64_t i = 0; i < across.count; ++i)
+            for (int64_t j = 0; j < along.count; ++j) {
+              const int64_t position = (across.first + i * across.step) * problem.w + along.first + j * along.step;
+              const C value = load_one(in + position * inner + c);
+              if (value > best || value != value) {
+                best = value;
+                at = position;
+                tap = (across.tap + i) * pitch + along.tap + j;
+              }
             }
-          }
-        const int64_t out = to.offset(plane) + (p * problem.q + q) * to.pixel();
-        store_one(y + out, best);
-        if (kind == MaxIndex::plane) index[out] = at;
-        if (kind == MaxIndex::window) index[out] = uint8_t(tap);
+          const int64_t out = (item * problem.q + q) * inner + c;
+          store_one(y + out, best);
+          index[out] = IndexType<kind>(kind == MaxIndex::plane ? at : tap);
+        }
       }
     }
   });
 }
 
-// Where an index of output (p, q) points in the input plane: -1 if nowhere.
-template <MaxIndex kind>
-int64_t position_of(const PoolProblem& problem, const Axis& rows, const Axis& columns, int64_t p, int64_t q, int64_t index) {
-  if (kind == MaxIndex::plane) return index < 0 || index >= problem.h * problem.w ? -1 : index;
-  const int64_t pitch = columns.positions();
-  const Span across = rows.window(p), along = columns.window(q);
-  const int64_t i = index / pitch - across.tap, j = index % pitch - along.tap;
-  if (i < 0 || i >= across.count || j < 0 || j >= along.count) return -1;
-  return (across.first + i * across.step) * problem.w + along.first + j * along.step;
+constexpr int64_t ring_rows = 16;  // rows of a window that are kept as lines
+
+// How many outputs of a row can be computed with all the rows of their windows kept as lines; 0: too many rows or columns.
+template <class C>
+int64_t ring_columns(const Axis& rows, const Axis& columns) {
+  if (rows.adaptive || rows.kernel > ring_rows || rows.dilation > ring_rows) return 0;
+  const int64_t slots = (rows.kernel - 1) * rows.dilation + 1;
+  return slots > ring_rows ? 0 : tile_columns<C>(columns, 2 * line_capacity<C> / slots - lanes<C>);
 }
 
-// Any problem and any indices inside the plane, one plane at a time, in the order of the outputs.
-template <class T, MaxIndex kind>
-bool backward_any(const PoolProblem& problem, const T* gy, const typename IndexOf<kind>::type* index, T* gx, int threads) {
+// NCHW, fixed windows: vectorised along the width, with the rows of the windows kept as lines with borders.
+template <class T, MaxIndex kind, int fixed_stride>
+void forward_lines(const PoolProblem& problem, const T* x, T* y, IndexType<kind>* index, int threads) {
+  using C = Compute<T>;
+  using Code = CodeOf<C>;
+  constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const Planes from = output_planes(problem), to = input_planes(problem);
-  bool valid = true;
+  const Codes<kind> codes(problem);
+  const int64_t width = problem.w, slots = (rows.kernel - 1) * rows.dilation + 1, tile = ring_columns<C>(rows, columns);
+  const int64_t pitch = 2 * line_capacity<C> / slots / step * step;
   parallel(threads, [&](int id, int parts) {
-    const Range mine = share(problem.n * problem.c, id, parts);
-    bool mine_valid = true;
-    for (int64_t plane = mine.begin; plane < mine.end; ++plane) {
-      T* out = gx + to.offset(plane);
-      for (int64_t i = 0; i < to.size; ++i) out[i * to.pixel()] = T{};
-      for (int64_t p = 0; p < problem.p; ++p)
-        for (int64_t q = 0; q < problem.q; ++q) {
-          if (rows.window(p).count == 0 || columns.window(q).count == 0) continue;
-          const int64_t in = from.offset(plane) + (p * problem.q + q) * from.pixel();
-          const int64_t position = position_of<kind>(problem, rows, columns, p, q, index[in]);
-          if (position < 0) {
-            mine_valid = false;
-            continue;
-          }
-          T* target = out + position * to.pixel();
-          store_one(target, load_one(target) + load_one(gy + in));
+    alignas(64) C lines[2 * line_capacity<C>];
+    alignas(64) Code first_taps[line_capacity<C> + step];
+    int64_t kept[ring_rows];  // which row of the input each line has
+    const Range mine = share(problem.n * problem.c * problem.p, id, parts);
+    for (int64_t first = 0; first < problem.q; first += tile) {
+      const int64_t count = minimum(minimum(tile, line_capacity<C>), problem.q - first), start = columns.start(first);
+      const int64_t length =
+          ((count + step - 1) / step * step - 1) * columns.stride + (columns.kernel - 1) * columns.dilation + 1 + step;
+      for (int64_t j = 0; j < count + step; ++j)
+        first_taps[j] = j < count ? Code(columns.window(first + j).tap * codes.column) : 0;
+      int64_t kept_plane = -1;
+      for (int64_t item = mine.begin; item < mine.end; ++item) {
+        const int64_t plane = item / problem.p, p = item % problem.p;
+        const Span across = rows.window(p);
+        if (plane != kept_plane)
+          for (int64_t i = 0; i < slots; ++i) kept[i] = -1;
+        kept_plane = plane;
+        for (int64_t i = 0; i < across.count; ++i) {
+          const int64_t row = across.first + i * across.step, slot = row % slots;
+          if (kept[slot] == row) continue;
+          kept[slot] = row;
+          const T* from = x + (plane * problem.h + row) * width;
+          fill_line(lines + slot * pitch, length, start, width, -C(__builtin_inf()),
+                    [&](int64_t column, int n) FASTCONV_INLINE_LAMBDA { return load_part(from + column, n); });
         }
+        const int64_t out = item * problem.q + first;
+        for (int64_t j = 0; j < count; j += step) {
+          Vec<C> best = splat(-C(__builtin_inf()));
+          Mask<C> code = load(first_taps + j) + Code(across.tap * codes.row);
+          for (int64_t i = 0; i < across.count; ++i) {
+            const C* line = lines + (across.first + i * across.step) % slots * pitch + j * columns.stride;
+            const int64_t row_code = (across.tap + i) * codes.row;
+            for (int64_t s = 0; s < columns.kernel; ++s)
+              take_larger<C>(best, code, load_strided<fixed_stride>(line + s * columns.dilation, columns.stride),
+                             splat_code<C>(row_code + s * codes.column));
+          }
+          const int n = int(minimum<int64_t>(step, count - j));
+          store_part(y + out + j, best, n);
+          store_index<kind, C>(index + out + j, code, rows.start(p) * width + start + j * columns.stride, columns.stride, n);
+        }
+      }
     }
-    if (!mine_valid) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
   });
-  return valid;
+}
+
+// NHWC, any windows whose codes fit.
+template <class T, MaxIndex kind>
+void forward_channels_last(const PoolProblem& problem, const T* x, T* y, IndexType<kind>* index, int threads) {
+  using C = Compute<T>;
+  constexpr int step = lanes<C>;
+  const Axis rows = vertical(problem), columns = horizontal(problem);
+  const Codes<kind> codes(problem);
+  const int64_t pixel = problem.c, row = problem.w * pixel;
+  share_channel_blocks<C>(problem.n * problem.p * problem.q, problem.c, threads, [&](int64_t out, int64_t c, int64_t count) {
+    const int64_t q = out % problem.q, p = out / problem.q % problem.p, n = out / problem.q / problem.p;
+    const Span across = rows.window(p), along = columns.window(q);
+    const int64_t origin = rows.start(p) * problem.w + columns.start(q);
+    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+      Vec<C> best[vectors.count];
+      Mask<C> code[vectors.count];
+      for (int v = 0; v < vectors.count; ++v) {
+        best[v] = splat(-C(__builtin_inf()));
+        code[v] = splat_code<C>(across.tap * codes.row + along.tap * codes.column);
+      }
+      for (int64_t r = 0; r < across.count; ++r) {
+        const T* from = x + (n * problem.h + across.first + r * across.step) * row + along.first * pixel + c + i;
+        const int64_t row_code = (across.tap + r) * codes.row;
+        for (int64_t s = 0; s < along.count; ++s, from += along.step * pixel) {
+          const Mask<C> its_code = splat_code<C>(row_code + (along.tap + s) * codes.column);
+          for (int v = 0; v < vectors.count; ++v) take_larger<C>(best[v], code[v], load_part(from + v * step, m), its_code);
+        }
+      }
+      for (int v = 0; v < vectors.count; ++v) {
+        const int64_t at = out * pixel + c + i + v * step;
+        store_part(y + at, best[v], m);
+        store_index<kind, C>(index + at, code[v], origin, 0, m);
+      }
+    });
+  });
 }
 
 template <class T, MaxIndex kind>
-bool gather_any(const PoolProblem& problem, const T* v, const typename IndexOf<kind>::type* index, T* y, int threads) {
+void forward_with_index(const PoolProblem& problem, const T* x, T* y, IndexType<kind>* index, int threads) {
+  using C = Compute<T>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const Planes from = input_planes(problem), to = output_planes(problem);
-  bool valid = true;
-  parallel(threads, [&](int id, int parts) {
-    const Range mine = share(problem.n * problem.c, id, parts);
-    bool mine_valid = true;
-    for (int64_t plane = mine.begin; plane < mine.end; ++plane)
-      for (int64_t p = 0; p < problem.p; ++p)
-        for (int64_t q = 0; q < problem.q; ++q) {
-          const int64_t out = to.offset(plane) + (p * problem.q + q) * to.pixel();
-          if (rows.window(p).count == 0 || columns.window(q).count == 0) {
-            y[out] = T{};
-            continue;
-          }
-          const int64_t position = position_of<kind>(problem, rows, columns, p, q, index[out]);
-          if (position < 0)
-            mine_valid = false;
-          else
-            y[out] = v[from.offset(plane) + position * from.pixel()];
-        }
-    if (!mine_valid) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
-  });
-  return valid;
+  if (!codes_fit(problem)) return forward_any<T, kind>(problem, x, y, index, threads);
+  if (problem.layout == Layout::channels_last) return forward_channels_last<T, kind>(problem, x, y, index, threads);
+  const bool wide = problem.q < lanes<C> / 2 && problem.s >= lanes<C>;  // would leave lanes empty
+  if (ring_columns<C>(rows, columns) <= 0 || wide) return forward_any<T, kind>(problem, x, y, index, threads);
+  if (columns.stride == 1) return forward_lines<T, kind, 1>(problem, x, y, index, threads);
+  if (columns.stride == 2) return forward_lines<T, kind, 2>(problem, x, y, index, threads);
+  return forward_lines<T, kind, 0>(problem, x, y, index, threads);
 }
 
 template <class T>
 void forward_of(const PoolProblem& problem, const void* x, void* y, void* index, MaxIndex kind, int threads) {
   const T* from = static_cast<const T*>(x);
   T* to = static_cast<T*>(y);
-  if (kind == MaxIndex::none) forward_any<T, MaxIndex::none>(problem, from, to, nullptr, threads);
-  if (kind == MaxIndex::window) forward_any<T, MaxIndex::window>(problem, from, to, static_cast<uint8_t*>(index), threads);
-  if (kind == MaxIndex::plane) forward_any<T, MaxIndex::plane>(problem, from, to, static_cast<int64_t*>(index), threads);
-}
-
-template <class T>
-bool backward_of(const PoolProblem& problem, const void* gy, const void* index, MaxIndex kind, void* gx, int threads) {
-  const T* from = static_cast<const T*>(gy);
-  T* to = static_cast<T*>(gx);
-  return kind == MaxIndex::window
-             ? backward_any<T, MaxIndex::window>(problem, from, static_cast<const uint8_t*>(index), to, threads)
-             : backward_any<T, MaxIndex::plane>(problem, from, static_cast<const int64_t*>(index), to, threads);
-}
-
-template <class T>
-bool gather_of(const PoolProblem& problem, const void* v, const void* index, MaxIndex kind, void* y, int threads) {
-  const T* from = static_cast<const T*>(v);
-  T* to = static_cast<T*>(y);
-  return kind == MaxIndex::window
-             ? gather_any<T, MaxIndex::window>(problem, from, static_cast<const uint8_t*>(index), to, threads)
-             : gather_any<T, MaxIndex::plane>(problem, from, static_cast<const int64_t*>(index), to, threads);
+  if (kind == MaxIndex::none) reduce<T, Maximum<Compute<T>>>(problem, from, to, threads);
+  if (kind == MaxIndex::window)
+    forward_with_index<T, MaxIndex::window>(problem, from, to, static_cast<uint8_t*>(index), threads);
+  if (kind == MaxIndex::plane) forward_with_index<T, MaxIndex::plane>(problem, from, to, static_cast<int64_t*>(index), threads);
 }
 
 }  // namespace
 
 void max_forward(const PoolProblem& problem, const void* x, void* y, void* index, MaxIndex kind, int threads) {
-  FASTCONV_FOR_DTYPE(problem.dtype, forward_of<T>(problem, x, y, index, kind, threads))
-}
-
-bool max_backward(const PoolProblem& problem, const void* gy, const void* index, MaxIndex kind, void* gx, int threads) {
-  FASTCONV_FOR_DTYPE(problem.dtype, backward_of<T>(problem, gy, index, kind, gx, threads))
-}
-
-bool max_gather(const PoolProblem& problem, const void* v, const void* index, MaxIndex kind, void* y, int threads) {
-  FASTCONV_FOR_DTYPE(problem.dtype, gather_of<T>(problem, v, index, kind, y, threads))
+  FASTCONV_FOR_DTYPE(problem.dtype, forward_of<T>(with_fixed_windows(problem), x, y, index, kind, threads))
 }
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

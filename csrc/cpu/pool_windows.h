@@ -30,7 +30,9 @@ struct Axis {
     const int64_t tap = begin < 0 ? (-begin - 1) / dilation + 1 : 0;
     // Unsigned: the position after the last tap of a window inside the padding may exceed 64 bits.
     const int64_t first = int64_t(uint64_t(begin) + uint64_t(tap) * uint64_t(dilation));
-    const int64_t count = tap >= kernel || first >= in ? 0 : minimum(kernel - tap, (in - first - 1) / dilation + 1);
+    const int64_t left = dilation == 1 ? in - first : (in - first - 1) / dilation + 1;
+    const int64_t count = tap >= kernel || first >= in ? 0 : minimum(kernel - tap, left);
+    if (count == 0) return {first, 0, dilation, tap, 1};
     return {first, count, dilation, tap, count_pad ? minimum(begin + kernel, in + after) - begin : count};
   }
 
@@ -47,6 +49,20 @@ struct Axis {
     return adaptive || dilation == 1 ? offset : offset % dilation ? -1 : offset / dilation;
   }
 
+  // Where tap `tap` of window i lies in the input: -1 if in the padding, or beyond the end of an adaptive window.
+  int64_t position(int64_t i, int64_t tap) const {
+    const Span span = window(i);
+    const int64_t at = tap - span.tap;
+    return at < 0 || at >= span.count ? -1 : span.first + at * span.step;
+  }
+
+  // Whether a window may lie wholly in the padding or, by dilation, around the input.
+  bool may_be_empty() const {
+    for (int64_t i = 0; i < out; ++i)
+      if (window(i).count == 0) return true;
+    return false;
+  }
+
   int64_t positions() const { return window_positions(adaptive, in, out, kernel); }
 };
 
@@ -57,18 +73,16 @@ inline Axis horizontal(const PoolProblem& p) {
   return {p.w, p.q, p.s, p.stride_w, p.pad_left, p.pad_right, p.dilation_w, p.adaptive, p.count_include_pad};
 }
 
-// Element offsets of plane (n, c) in a tensor of `size` pixels a plane, and between its pixels.
-struct Planes {
-  int64_t channels, size;
-  bool channels_last;
-
-  int64_t offset(int64_t plane) const {
-    return channels_last ? plane / channels * size * channels + plane % channels : plane * size;
-  }
-  int64_t pixel() const { return channels_last ? channels : 1; }
-};
-
-inline Planes input_planes(const PoolProblem& p) { return {p.c, p.h * p.w, p.layout == Layout::channels_last}; }
-inline Planes output_planes(const PoolProblem& p) { return {p.c, p.p * p.q, p.layout == Layout::channels_last}; }
+// The same windows, as fixed ones where an adaptive pooling's are all alike and disjoint.
+inline PoolProblem with_fixed_windows(PoolProblem p) {
+  if (!p.adaptive || p.h % p.p || p.w % p.q) return p;
+  p.adaptive = false;
+  p.stride_h = p.r = p.h / p.p;
+  p.stride_w = p.s = p.w / p.q;
+  p.pad_top = p.pad_bottom = p.pad_left = p.pad_right = 0;
+  p.dilation_h = p.dilation_w = 1;
+  p.divisor = 0;
+  return p;
+}
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,0 +1,286 @@
+// Max pooling: the two derivatives, which use the positions of the maxima.
+//
+// Every index is checked before it is used. A window that lies wholly in the padding, and a window index that selects padding,
+// receive and give nothing. Sums run over the outputs in row-major order, in every path.
+#include <cstdlib>
+
+#include "pool.h"
+#include "pool_vectors.h"
+#include "pool_windows.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+namespace {
+
+constexpr int64_t invalid = -1, nothing = -2;
+
+// Where the indices of one problem point: the position in the input plane, `invalid` or `nothing`.
+template <MaxIndex kind>
+struct Positions {
+  Axis rows, columns;
+  int64_t plane, pitch, codes;
+  bool windows_may_be_empty;
+
+  explicit Positions(const PoolProblem& p)
+      : rows(vertical(p)),
+        columns(horizontal(p)),
+        plane(p.h * p.w),
+        pitch(columns.positions()),
+        codes(rows.positions() * pitch),
+        windows_may_be_empty(!p.adaptive && (rows.may_be_empty() || columns.may_be_empty())) {}
+
+  int64_t operator()(int64_t p, int64_t q, int64_t index) const {
+    if (kind == MaxIndex::plane) {
+      if (windows_may_be_empty && (rows.window(p).count == 0 || columns.window(q).count == 0)) return nothing;
+      return index < 0 || index >= plane ? invalid : index;
+    }
+    if (index >= codes) return invalid;
+    const int64_t row = rows.position(p, index / pitch), column = columns.position(q, index % pitch);
+    return row < 0 || column < 0 ? nothing : row * columns.in + column;
+  }
+};
+
+// Sums of the 16-bit types are formed in float, in a plane of their own: this one, or as many parts of it as memory allows.
+class FloatPlane {
+ public:
+  FloatPlane(bool needed, int64_t size) {
+    if (!needed) return;
+    capacity_ = minimum<int64_t>(size, 4 << 20);
+    memory_ = static_cast<float*>(std::malloc(size_t(capacity_) * sizeof(float)));
+    if (!memory_) capacity_ = minimum<int64_t>(size, 1024);
+  }
+  ~FloatPlane() { std::free(memory_); }
+  FloatPlane(const FloatPlane&) = delete;
+  FloatPlane& operator=(const FloatPlane&) = delete;
+
+  float* data() { return memory_ ? memory_ : small_; }
+  int64_t capacity() const { return capacity_; }
+
+ private:
+  float* memory_ = nullptr;
+  int64_t capacity_ = 0;
+  float small_[1024];
+};
+
+// Any problem and any indices inside the plane, in blocks of channels of one image: a block's gradient belongs to one thread.
+template <class T, MaxIndex kind>
+bool backward_scattered(const PoolProblem& problem, const T* gy, const IndexType<kind>* index, T* gx, int threads) {
+  using C = Compute<T>;
+  constexpr bool widen = sizeof(T) < sizeof(C);
+  const Positions<kind> positions(problem);
+  const bool last = problem.layout == Layout::channels_last;
+  const int64_t block = last ? minimum<int64_t>(problem.c, widen ? 16 : 64) : 1, blocks = (problem.c + block - 1) / block;
+  const int64_t pixel = last ? problem.c : 1, inputs = problem.h * problem.w, outputs = problem.p * problem.q;
+  bool valid = true;
+  parallel(threads, [&](int id, int parts) {
+    const Range mine = share(problem.n * blocks, id, parts);
+    bool mine_valid = true;
+    FloatPlane sums(widen, inputs * block);
+    // Positions that are summed at a time: all, unless they need sums in float and memory is short.
+    const int64_t span = widen ? maximum<int64_t>(sums.capacity() / block, 1) : inputs;
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const int64_t n = item / blocks, begin = item % blocks * block, count = minimum(block, problem.c - begin);
+      const int64_t offset = last ? begin : begin * inputs;
+      const int64_t out_offset = n * problem.c * outputs + (last ? begin : begin * outputs);
+      T* image = gx + n * problem.c * inputs + offset;
+      for (int64_t from = 0; from < inputs; from += span) {
+        const int64_t to = minimum(from + span, inputs);
+        if constexpr (widen)
+          for (int64_t i = 0; i < (to - from) * count; ++i) sums.data()[i] = 0;
+        else
+          for (int64_t i = from; i < to; ++i)
+            for (int64_t c = 0; c < count; ++c) image[i * pixel + c] = 0;
+        for (int64_t p = 0; p < problem.p; ++p)
+          for (int64_t q = 0; q < problem.q; ++q) {
+            const int64_t out = out_offset + (p * problem.q + q) * pixel;
+            for (int64_t c = 0; c < count; ++c) {
+              const int64_t position = positions(p, q, index[out + c]);
+              if (position == invalid) mine_valid = false;
+              if (position < from || position >= to) continue;
+              if constexpr (widen)
+                sums.data()[(position - from) * count + c] += load_one(gy + out + c);
+              else
+                image[position * pixel + c] += gy[out + c];
+            }
+          }
+        if constexpr (widen)
+          for (int64_t i = from; i < to; ++i)
+            for (int64_t c = 0; c < count; ++c) store_one(image + i * pixel + c, sums.data()[(i - from) * count + c]);
+      }
+    }
+    if (!mine_valid) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+  });
+  return valid;
+}
+
+// Which windows that contain an input select it: those whose index is the input's tap. NHWC, any windows.
+template <class T>
+bool backward_channels_last(const PoolProblem& problem, const T* gy, const uint8_t* index, T* gx, int threads) {
+  using C = Compute<T>;
+  constexpr int step = lanes<C>;
+  const Axis rows = vertical(problem), columns = horizontal(problem);
+  const int64_t pitch = columns.positions(), codes = rows.positions() * pitch, pixel = problem.c;
+  bool valid = true;
+  share_channel_blocks<C>(problem.n * problem.h * problem.w, problem.c, threads, [&](int64_t in, int64_t c, int64_t count) {
+    const int64_t w = in % problem.w, h = in / problem.w % problem.h, n = in / problem.w / problem.h;
+    const Range above = rows.covering(h), beside = columns.covering(w);
+    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+      Vec<C> sums[vectors.count] = {};
+      Mask<C> bad{};
+      for (int64_t p = above.begin; p < above.end; ++p) {
+        const int64_t r = rows.tap(p, h);
+        if (r < 0) continue;
+        for (int64_t q = beside.begin; q < beside.end; ++q) {
+          const int64_t s = columns.tap(q, w);
+          if (s < 0) continue;
+          const int64_t at = ((n * problem.p + p) * problem.q + q) * pixel + c + i;
+          const Mask<C> here = splat_code<C>(r * pitch + s);
+          for (int v = 0; v < vectors.count; ++v) {
+            const Mask<C> its_code = load_codes_part<C>(index + at + v * step, m);
+            const Vec<C> term = load_part(gy + at + v * step, m);
+            sums[v] += its_code == here ? term : Vec<C>{};
+            bad |= its_code >= splat_code<C>(codes);
+          }
+        }
+      }
+      for (int v = 0; v < vectors.count; ++v) store_part(gx + in * pixel + c + i + v * step, sums[v], m);
+      if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+    });
+  });
+  return valid;
+}
+
+// How many rows of outputs see one input row, and how many of those are kept as lines.
+constexpr int64_t ring_rows = 8;
+
+// The same in NCHW, for stride 1 or 2 along the width, without dilation: vectorised along the width, for each of the positions
+// congruent modulo the stride, from lines with borders of the outputs' gradients and indices.
+template <class T, int stride>
+bool backward_lines(const PoolProblem& problem, const T* gy, const uint8_t* index, T* gx, int threads) {
+  using C = Compute<T>;
+  using Code = CodeOf<C>;
+  constexpr int step = lanes<C>;
+  const Axis rows = vertical(problem), columns = horizontal(problem);
+  const int64_t slots = (rows.kernel - 1) / rows.stride + 1, pitch = line_capacity<C> / slots / step * step;
+  const int64_t before = (columns.kernel - 1) / stride;  // a position sees the windows q - before … q
+  const int64_t tile = (pitch - before) / step * step - 2 * step;
+  const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
+  bool valid = true;
+  parallel(threads, [&](int id, int parts) {
+    alignas(64) C terms[line_capacity<C>];
+    alignas(64) Code codes[line_capacity<C>];
+    alignas(64) C out[stride * line_capacity<C>];
+    int64_t kept[ring_rows];  // which row of outputs each line has
+    Mask<C> bad{};
+    const Range mine = share(problem.n * problem.c * problem.h, id, parts);
+    for (int64_t begin = first; begin < last; begin += tile) {
+      const int64_t count = minimum(tile, last - begin), start = begin - before;
+      const int64_t length = (count + step - 1) / step * step + before;
+      // The columns of gx this tile gives.
+      const int64_t from = maximum<int64_t>(begin * stride - columns.before, 0);
+      const int64_t to = minimum((begin + count) * stride - columns.before, problem.w);
+      int64_t kept_plane = -1;
+      for (int64_t item = mine.begin; item < mine.end; ++item) {
+        const int64_t plane = item / problem.h, h = item % problem.h;
+        const Range above = rows.covering(h);
+        if (plane != kept_plane)
+          for (int64_t i = 0; i < slots; ++i) kept[i] = -1;
+        kept_plane = plane;
+        for (int64_t p = above.begin; p < above.end; ++p) {
+          const int64_t slot = p % slots, in = (plane * problem.p + p) * problem.q;
+          if (kept[slot] == p) continue;
+          kept[slot] = p;
+          fill_line(terms + slot * pitch, length, start, problem.q, C(0),
+                    [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA { return load_part(gy + in + q, n); });
+          fill_line(codes + slot * pitch, length, start, problem.q, Code(-1), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
+            const Mask<C> its_codes = load_codes_part<C>(index + in + q, n);
+            bad |= its_codes >= splat_code<C>(rows.kernel * columns.kernel);
+            return its_codes;
+          });
+        }
+        for (int64_t j = 0; j < count; j += step) {
+          Vec<C> sums[stride] = {};
+          for (int64_t p = above.begin; p < above.end; ++p) {
+            const int64_t line = p % slots * pitch + j + before, row_code = rows.tap(p, h) * columns.kernel;
+            for (int phase = 0; phase < stride; ++phase)
+              for (int64_t s = columns.kernel - 1 - (columns.kernel - 1 - phase + stride) % stride; s >= 0; s -= stride) {
+                const int64_t at = line - s / stride;
+                sums[phase] += load(codes + at) == splat_code<C>(row_code + s) ? load(terms + at) : Vec<C>{};
+              }
+          }
+          if constexpr (stride == 1) {
+            store(out + j, sums[0]);
+          } else {
+            store(out + 2 * j, interleaved_low<C>(sums[0], sums[1]));
+            store(out + 2 * j + step, interleaved_high<C>(sums[0], sums[1]));
+          }
+        }
+        const C* source = out + columns.before - begin * stride;
+        T* target = gx + item * problem.w;
+        for (int64_t w = from; w < to; w += step) store_part(target + w, load(source + w), int(minimum<int64_t>(step, to - w)));
+      }
+    }
+    if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+  });
+  return valid;
+}
+
+template <class T>
+bool backward_of(const PoolProblem& problem, const void* gy, const void* index, MaxIndex kind, void* gx, int threads) {
+  const T* from = static_cast<const T*>(gy);
+  T* to = static_cast<T*>(gx);
+  if (kind == MaxIndex::plane)
+    return backward_scattered<T, MaxIndex::plane>(problem, from, static_cast<const int64_t*>(index), to, threads);
+  const uint8_t* codes = static_cast<const uint8_t*>(index);
+  if (problem.layout == Layout::channels_last) return backward_channels_last(problem, from, codes, to, threads);
+  const bool lines = !problem.adaptive && problem.dilation_h == 1 && problem.dilation_w == 1 &&
+                     problem.q >= lanes<Compute<T>> / 2 && (problem.r - 1) / problem.stride_h < ring_rows;
+  if (lines && problem.stride_w == 1) return backward_lines<T, 1>(problem, from, codes, to, threads);
+  if (lines && problem.stride_w == 2) return backward_lines<T, 2>(problem, from, codes, to, threads);
+  return backward_scattered<T, MaxIndex::window>(problem, from, codes, to, threads);
+}
+
+template <class T, MaxIndex kind>
+bool gather(const PoolProblem& problem, const T* v, const IndexType<kind>* index, T* y, int threads) {
+  const Positions<kind> positions(problem);
+  const bool last = problem.layout == Layout::channels_last;
+  // Innermost: the channels of a pixel, or the only plane of an image that has one channel.
+  const int64_t images = last ? problem.n : problem.n * problem.c, inner = last ? problem.c : 1;
+  bool valid = true;
+  parallel(threads, [&](int id, int parts) {
+    const Range mine = share(images * problem.p, id, parts);
+    bool mine_valid = true;
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const int64_t image = item / problem.p, p = item % problem.p;
+      const T* from = v + image * problem.h * problem.w * inner;
+      for (int64_t q = 0; q < problem.q; ++q)
+        for (int64_t c = 0; c < inner; ++c) {
+          const int64_t out = (item * problem.q + q) * inner + c, position = positions(p, q, index[out]);
+          if (position == invalid) mine_valid = false;
+          y[out] = position < 0 ? T{} : from[position * inner + c];
+        }
+    }
+    if (!mine_valid) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+  });
+  return valid;
+}
+
+template <class T>
+bool gather_of(const PoolProblem& problem, const void* v, const void* index, MaxIndex kind, void* y, int threads) {
+  const T* from = static_cast<const T*>(v);
+  T* to = static_cast<T*>(y);
+  return kind == MaxIndex::window ? gather<T, MaxIndex::window>(problem, from, static_cast<const uint8_t*>(index), to, threads)
+                                  : gather<T, MaxIndex::plane>(problem, from, static_cast<const int64_t*>(index), to, threads);
+}
+
+}  // namespace
+
+bool max_backward(const PoolProblem& problem, const void* gy, const void* index, MaxIndex kind, void* gx, int threads) {
+  FASTCONV_FOR_DTYPE(problem.dtype, backward_of<T>(with_fixed_windows(problem), gy, index, kind, gx, threads))
+}
+
+bool max_gather(const PoolProblem& problem, const void* v, const void* index, MaxIndex kind, void* y, int threads) {
+  FASTCONV_FOR_DTYPE(problem.dtype, gather_of<T>(with_fixed_windows(problem), v, index, kind, y, threads))
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

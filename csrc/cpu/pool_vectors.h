@@ -1,0 +1,211 @@
+// What pooling kernels do with vectors beyond isa.h: lines of a plane with borders, strided loads, byte indices.
+#pragma once
+
+#include "isa.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace fastconv::cpu::FASTCONV_ISA {
+
+#define FASTCONV_INLINE inline __attribute__((always_inline))
+#define FASTCONV_INLINE_LAMBDA __attribute__((always_inline))
+
+// Bytes, as many as there are lanes<C>.
+template <class C>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(lanes<C>)));
+  typedef uint8_t unaligned __attribute__((vector_size(lanes<C>), aligned(1), may_alias));
+};
+
+// What MaxIndex's kinds are stored as.
+template <MaxIndex kind>
+using IndexType = std::conditional_t<kind == MaxIndex::window, uint8_t, int64_t>;
+
+template <class C>
+using CodeOf = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+
+// Position codes are integers as wide as the values they belong to, so that a comparison's mask selects both.
+template <class C>
+FASTCONV_INLINE Mask<C> load_codes(const uint8_t* p) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) return (Mask<C>)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+  return (Mask<C>)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  if constexpr (sizeof(C) == 4) return (Mask<C>)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  return (Mask<C>)_mm256_cvtepu8_epi64(_mm_loadu_si32(p));
+#else
+  return __builtin_convertvector(typename BytesOf<C>::type(*(const typename BytesOf<C>::unaligned*)p), Mask<C>);
+#endif
+}
+template <class C>
+FASTCONV_INLINE void store_codes(uint8_t* p, Mask<C> codes) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4)
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)codes));
+  else
+    _mm_storel_epi64((__m128i*)p, _mm512_cvtepi64_epi8((__m512i)codes));
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  const __m128i low = _mm256_castsi256_si128((__m256i)codes), high = _mm256_extracti128_si256((__m256i)codes, 1);
+  const __m128i words = _mm_packs_epi32(low, high);  // of 64-bit codes: each followed by a zero
+  if constexpr (sizeof(C) == 4)
+    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+  else
+    _mm_storeu_si32(p, _mm_shuffle_epi8(words, _mm_setr_epi8(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12)));
+#else
+  *(typename BytesOf<C>::unaligned*)p = __builtin_convertvector(codes, typename BytesOf<C>::type);
+#endif
+}
+
+template <class C>
+FASTCONV_INLINE Mask<C> load_codes_part(const uint8_t* p, int n) {
+  if (n == lanes<C>) return load_codes<C>(p);
+  uint8_t bytes[16] = {};
+  for (int i = 0; i < n; ++i) bytes[i] = p[i];
+  return load_codes<C>(bytes);
+}
+
+template <class C>
+FASTCONV_INLINE bool any(Mask<C> mask) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  CodeOf<C> all = 0;
+  for (int i = 0; i < lanes<C>; ++i) all |= mask[i];
+  return all != 0;
+#endif
+}
+
+// Lane numbers.
+template <class C>
+FASTCONV_INLINE Mask<C> lane_numbers() {
+  Mask<C> out{};
+  for (int i = 0; i < lanes<C>; ++i) out[i] = i;
+  return out;
+}
+template <class C>
+FASTCONV_INLINE Mask<C> splat_code(int64_t code) {
+  return splat(CodeOf<C>(code));
+}
+
+// Every second lane of the 2 * lanes values a, b; and a and b interleaved.
+template <class C>
+FASTCONV_INLINE Vec<C> even_lanes(Vec<C> a, Vec<C> b) {
+  constexpr int n = lanes<C>;
+  using M = Mask<C>;
+  if constexpr (n == 16)
+    return __builtin_shuffle(a, b, M{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+  else if constexpr (n == 8)
+    return __builtin_shuffle(a, b, M{0, 2, 4, 6, 8, 10, 12, 14});
+  else if constexpr (n == 4)
+    return __builtin_shuffle(a, b, M{0, 2, 4, 6});
+  else
+    return __builtin_shuffle(a, b, M{0, 2});
+}
+template <class C>
+FASTCONV_INLINE Vec<C> interleaved_low(Vec<C> a, Vec<C> b) {
+  constexpr int n = lanes<C>;
+  using M = Mask<C>;
+  if constexpr (n == 16)
+    return __builtin_shuffle(a, b, M{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+  else if constexpr (n == 8)
+    return __builtin_shuffle(a, b, M{0, 8, 1, 9, 2, 10, 3, 11});
+  else if constexpr (n == 4)
+    return __builtin_shuffle(a, b, M{0, 4, 1, 5});
+  else
+    return __builtin_shuffle(a, b, M{0, 2});
+}
+template <class C>
+FASTCONV_INLINE Vec<C> interleaved_high(Vec<C> a, Vec<C> b) {
+  constexpr int n = lanes<C>;
+  using M = Mask<C>;
+  if constexpr (n == 16)
+    return __builtin_shuffle(a, b, M{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+  else if constexpr (n == 8)
+    return __builtin_shuffle(a, b, M{4, 12, 5, 13, 6, 14, 7, 15});
+  else if constexpr (n == 4)
+    return __builtin_shuffle(a, b, M{2, 6, 3, 7});
+  else
+    return __builtin_shuffle(a, b, M{1, 3});
+}
+
+// Lane i from p[i * stride]. `fixed` is the stride if it is 1 or 2, where vectors are loaded (2 * lanes values for 2), else 0.
+template <int fixed, class C>
+FASTCONV_INLINE Vec<C> load_strided(const C* p, int64_t stride) {
+  if constexpr (fixed == 1) return load(p);
+  if constexpr (fixed == 2) return even_lanes<C>(load(p), load(p + lanes<C>));
+  Vec<C> out{};
+  for (int i = 0; i < lanes<C>; ++i) out[i] = p[i * stride];
+  return out;
+}
+
+// The first n elements; n == lanes costs nothing more where n is a constant.
+template <class T>
+FASTCONV_INLINE Vec<Compute<T>> load_part(const T* p, int n) {
+  return n == lanes<Compute<T>> ? load(p) : load_first(p, n);
+}
+template <class T>
+FASTCONV_INLINE void store_part(T* p, Vec<Compute<T>> v, int n) {
+  if (n == lanes<Compute<T>>)
+    store(p, v);
+  else
+    store_first(p, v, n);
+}
+
+constexpr int64_t line_bytes = 16 * 1024;  // of a line with borders, on the stack: stays in the L1 cache
+template <class C>
+constexpr int64_t line_capacity = line_bytes / int64_t(sizeof(C));
+
+// line[i] = value(column + i) for columns inside [0, width), `border` elsewhere, 0 <= i < length. value(at, n) gives the n
+// columns from `at` on. Vectors are stored whole: the line has room for `lanes` more.
+template <class C, class Value>
+FASTCONV_INLINE void fill_line(C* line, int64_t length, int64_t column, int64_t width, C border, const Value& value) {
+  constexpr int step = lanes<C>;
+  const int64_t begin = minimum(maximum<int64_t>(-column, 0), length);
+  const int64_t end = minimum(maximum(width - column, begin), length);
+  for (int64_t i = 0; i < begin; i += step) store(line + i, splat(border));
+  int64_t i = begin;
+  for (; i + step <= end; i += step) store(line + i, value(column + i, step));
+  if (i < end) {
+    const int n = int(end - i);
+    const Mask<C> inside = lane_numbers<C>() < splat_code<C>(n);
+    store(line + i, inside ? value(column + i, n) : splat(border));
+    i += step;
+  }
+  for (; i < length; i += step) store(line + i, splat(border));
+}
+
+// NHWC: calls body(pixel, channel, count) for blocks of channels of every pixel: block_vectors whole vectors, or what is left
+// of them.
+constexpr int block_vectors = 4;
+template <class C, class Body>
+void share_channel_blocks(int64_t pixels, int64_t channels, int threads, const Body& body) {
+  constexpr int64_t block = block_vectors * lanes<C>;
+  const int64_t blocks = (channels + block - 1) / block;
+  parallel(threads, [&](int id, int parts) {
+    const Range mine = share(pixels * blocks, id, parts);
+    int64_t pixel = mine.begin / blocks, begin = mine.begin % blocks * block;
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      body(pixel, begin, minimum(block, channels - begin));
+      begin += block;
+      if (begin >= channels) begin = 0, ++pixel;
+    }
+  });
+}
+
+// Calls body(Vectors<v>, offset, n) over a block of `count` channels: once for a whole block, else vector by vector.
+template <int v>
+struct Vectors {
+  static constexpr int count = v;
+};
+template <class C, class Body>
+FASTCONV_INLINE void each_vector(int64_t count, const Body& body) {
+  constexpr int step = lanes<C>;
+  if (count == block_vectors * step) return body(Vectors<block_vectors>{}, 0, step);
+  int64_t i = 0;
+  for (; i + step <= count; i += step) body(Vectors<1>{}, i, step);
+  if (i < count) body(Vectors<1>{}, i, int(count - i));
+}
+
+}  // namespace fastconv::cpu::FASTCONV_ISA

@@ -11,7 +11,7 @@ class MissingDependency(ImportError):
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import an optional module by its dotted name, or raise MissingDependency; `purpose` completes "... needs rich"."""
+    """Import an optional module, or raise MissingDependency; `purpose` is the beginning of "... needs rich"."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,1 +1,1 @@
-"""Training of the package's models on image data: data sets, the training loop, plots. `fastconv train` is its command line."""
+"""Training of the package's models on images: data sets, the loop, plots. `fastconv train` is its command line."""

@@ -21,7 +21,9 @@ from torch import Tensor
 from fastconv.extras import require
 
 TEST_FRACTION = 0.2
-SPLIT_SEED = 0  # the split of a data set that comes without one is the same in every run, whatever the seed of the training
+SPLIT_SEED = (
+    0  # the split of a data set that comes without one is the same in every run, whatever the seed of the training
+)
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("test", "val", "validation")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,7 +49,7 @@ class Images(Protocol):
     skipped: dict[str, str]
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The images, uint8 (n, channels, height, width), and labels, int64 (n,), at `indices`, less those that cannot be read."""
+        """uint8 images (n, channels, height, width) and int64 labels (n,), less those that cannot be read."""
         ...
 
 
@@ -104,7 +106,7 @@ class ImageFiles:
 
 @dataclass
 class DataSet:
-    """A training and a test split with the names of the classes and each channel's mean and standard deviation (of 0 … 1)."""
+    """A training and a test split, the classes' names, and the mean and standard deviation of each channel (0 … 1)."""
 
     train: Images
     test: Images
@@ -118,7 +120,7 @@ class DataSet:
         return (images.float() / 255 - self.mean.view(shape)) / self.std.view(shape)
 
     def batches(self, images: Images, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images and labels in the given order; the next batch is read while the caller works on this one."""
+        """Normalised images and their labels in the given order; the next batch is read while this one is worked on."""
         chunks = list(order.split(batch_size))
         with ThreadPoolExecutor(1) as reader:
             ahead: Future[tuple[Tensor, Tensor]] | None = reader.submit(images.read, chunks[0]) if chunks else None
@@ -147,7 +149,9 @@ def load(source: str, image_format: ImageFormat) -> DataSet:
         return _digits(image_format)
     path = Path(source)
     if not path.exists():
-        raise DataError(f"no data at {source}: expected 'digits', a folder of class folders, or MNIST-format (IDX) files")
+        raise DataError(
+            f"no data at {source}: expected 'digits', a folder of class folders, or MNIST-format (IDX) files"
+        )
     folder = path if path.is_dir() else path.parent
     if path.is_file() or _idx_files(folder):
         return _idx(path, image_format)
@@ -155,7 +159,7 @@ def load(source: str, image_format: ImageFormat) -> DataSet:
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the larger and the smaller part, in ascending order: `fraction` of each class goes to the smaller one."""
+    """Indices of a larger and a smaller part, in ascending order; the smaller one has `fraction` of each class."""
     generator = torch.Generator().manual_seed(seed)
     in_test = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
@@ -166,19 +170,23 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def _digits(image_format: ImageFormat) -> DataSet:
-    """1,797 handwritten digits, 8x8 pixels of 17 grey levels: the test part of the UCI optical recognition data (Alpaydin 1998)."""
+    """1,797 handwritten digits of 8x8 pixels: the test part of UCI's optical recognition data (Alpaydin 1998)."""
     digits = require("sklearn.datasets", "--data digits").load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    size = tuple(round(extent * 7 / 8) for extent in (image_format.height, image_format.width))  # a border, as MNIST's in LeNet
+    size = tuple(
+        round(extent * 7 / 8) for extent in (image_format.height, image_format.width)
+    )  # a border, as MNIST's in LeNet
     images = F.interpolate(images, size, mode="bicubic", align_corners=False)
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    return _in_memory(pixels, torch.from_numpy(digits.target).long(), None, [str(digit) for digit in range(10)], image_format)
+    return _in_memory(
+        pixels, torch.from_numpy(digits.target).long(), None, [str(digit) for digit in range(10)], image_format
+    )
 
 
 def _in_memory(
     images: Tensor, labels: Tensor, test: tuple[Tensor, Tensor] | None, classes: list[str], image_format: ImageFormat
 ) -> DataSet:
-    """A data set of uint8 images, split if it comes without a test part, normalised by the statistics of the training part."""
+    """A data set of uint8 images, split if it has no test part; the statistics are the training part's."""
     if test is None:
         train_part, test_part = stratified_split(labels, TEST_FRACTION, SPLIT_SEED)
         images, labels, test = images[train_part], labels[train_part], (images[test_part], labels[test_part])
@@ -203,7 +211,7 @@ def _fit(images: Tensor, image_format: ImageFormat) -> Tensor:
 
 
 def _idx(path: Path, image_format: ImageFormat) -> DataSet:
-    """MNIST's files: `*train*images*` with `*train*labels*`, and `*t10k*` or `*test*`; or the one images file that is named."""
+    """A folder of MNIST's files (`train-images…`, `train-labels…`, `t10k-…` or `test-…`), or one file of images."""
     if path.is_dir():
         files = _idx_files(path)
         test_file = next((file for file in files if "t10k" in file.name or "test" in file.name), None)
@@ -226,7 +234,7 @@ def _idx_files(folder: Path) -> list[Path]:
 
 
 def _idx_pair(images_file: Path) -> tuple[Tensor, Tensor]:
-    """uint8 images (n, 1, height, width) and int64 labels (n,) from an IDX file of images and the one of labels beside it."""
+    """uint8 images (n, 1, height, width) and int64 labels (n,) from a file of images and the labels beside it."""
     stem = images_file.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     candidates = [images_file.with_name(stem), images_file.with_name(stem + ".gz")]
     labels_file = next((file for file in candidates if file != images_file and file.exists()), None)
@@ -235,14 +243,16 @@ def _idx_pair(images_file: Path) -> tuple[Tensor, Tensor]:
     images, labels = _read_idx(images_file), _read_idx(labels_file)
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        raise DataError(f"{images_file} and {labels_file.name} should hold n images and n labels, but have the shapes {shapes}")
+        raise DataError(
+            f"{images_file} and {labels_file.name} should hold n images and n labels, but have the shapes {shapes}"
+        )
     if images.numel() == 0:
         raise DataError(f"{images_file} holds no images")
     return images.unsqueeze(1), labels.long()
 
 
 def _read_idx(path: Path) -> Tensor:
-    """A uint8 tensor from a file of the IDX format: two zero bytes, the type (8), the number of dimensions, the sizes, the data."""
+    """The uint8 tensor in an IDX file: two zero bytes, the type (8), the number of dimensions, the sizes, the data."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -250,7 +260,9 @@ def _read_idx(path: Path) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is not an IDX file of bytes: it should start with 00 00 08, but starts with {content[:4].hex(' ')}")
+        raise DataError(
+            f"{path} is not an IDX file of bytes: it should start with 00 00 08, but starts with {content[:4].hex(' ')}"
+        )
     dimensions = content[3]
     header = 4 + 4 * dimensions
     if dimensions == 0 or len(content) < header:
@@ -280,7 +292,8 @@ def _class_folders(folder: Path, image_format: ImageFormat) -> DataSet:
         if len(test_part) == 0:
             raise DataError(f"{folder} has too few images for a test part: at least three of a class are needed")
         train, test = (
-            ImageFiles([paths[index] for index in part.tolist()], labels[part], image_format) for part in (train_part, test_part)
+            ImageFiles([paths[index] for index in part.tolist()], labels[part], image_format)
+            for part in (train_part, test_part)
         )
     if image_format.channels == 3:
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)

@@ -1,0 +1,145 @@
+"""The pictures of a training run: learning curves, and what the model sees in some test images."""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastconv.extras import require
+from fastconv.train.data import DataSet
+
+TRAIN_COLOR, TEST_COLOR, WRONG_COLOR = "#9aa5b1", "#1f77b4", "#c0392b"
+PREDICTIONS, EXAMPLES = 24, 3
+MOST_FILTERS = 16
+
+
+def check_dependencies() -> None:
+    """Raises MissingDependency without matplotlib."""
+    require("matplotlib", "plotting a training run")
+
+
+def learning_curve(metrics: dict[str, Any]) -> bytes:
+    """A PNG of loss and accuracy against the epoch, from the content of metrics.json."""
+    from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+
+    epochs = metrics["epochs"]
+    numbers = [record["epoch"] for record in epochs]
+    figure = _figure(10, 4)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for axes, quantity in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+        for part, color in (("train", TRAIN_COLOR), ("test", TEST_COLOR)):
+            values = [record[f"{part}_{quantity}"] for record in epochs]
+            axes.plot(
+                numbers,
+                values,
+                color=color,
+                marker=".",
+                label={"train": "training (images augmented)", "test": "test"}[part],
+            )
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#e6e6e6")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss_axes.set_ylabel("mean loss (nats)")
+    loss_axes.set_yscale("log")
+    for which, setter in (
+        ("major", loss_axes.yaxis.set_major_formatter),
+        ("minor", loss_axes.yaxis.set_minor_formatter),
+    ):
+        setter(LogFormatter(labelOnlyBase=which == "major", minor_thresholds=(2, 1)))
+    loss_axes.legend(frameon=False)
+    accuracy_axes.set_ylabel("accuracy")
+    lowest = min(min(record["train_accuracy"], record["test_accuracy"]) for record in epochs)
+    accuracy_axes.set_ylim(max(0.0, min(0.9, lowest - 0.02)), 1.005)
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy_axes.set_title(f"test accuracy at the end: {metrics['test_accuracy']:.2%}", fontsize=10)
+    arguments = metrics["arguments"]
+    loss_axes.set_title(f"{arguments['model']} on {arguments['data']}", fontsize=10)
+    return _png(figure)
+
+
+def features(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
+    """A PNG of predictions for test images, the filters of the first convolution, and its outputs for some of them."""
+    count = len(data.test.labels)
+    pixels, labels = data.test.read(torch.arange(0, count, max(1, count // PREDICTIONS))[:PREDICTIONS])
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    outputs: list[Tensor] = []
+    hook = None if first is None else first.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+    model.eval()
+    with torch.no_grad():
+        predicted = model(data.normalize(pixels).to(device)).argmax(1).cpu()
+    if hook is not None:
+        hook.remove()
+
+    columns = min(12, len(labels))
+    rows = -(-len(labels) // columns)
+    heights = [0.45 + 0.95 * rows] + ([1.25, 0.3 + 0.95 * EXAMPLES] if first is not None else [])
+    figure = _figure(12, sum(heights))
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+
+    wrong = int((predicted != labels).sum())
+    parts[0].suptitle(f"Predictions for test images ({wrong} of these {len(labels)} wrong)", fontsize=11)
+    for axes, image, guess, label in _cells(parts[0], rows, columns, pixels, predicted.tolist(), labels.tolist()):
+        _show(axes, image)
+        text = data.classes[guess] if guess == label else f"{data.classes[guess]}, is {data.classes[label]}"
+        axes.set_title(text, fontsize=8, pad=2, color="black" if guess == label else WRONG_COLOR)
+
+    if first is not None:
+        filters = first.weight.detach().cpu().float()[:MOST_FILTERS]
+        size = "x".join(map(str, filters.shape[-2:]))
+        shown = f"{len(filters)} of {first.out_channels}" if first.out_channels > len(filters) else f"{len(filters)}"
+        parts[1].suptitle(f"First layer: {shown} filters, {size} (blue negative, red positive)", fontsize=11)
+        for axes, weight in _cells(parts[1], 1, len(filters) + 1, [None, *filters]):
+            if weight is not None:
+                _show_filter(axes, weight)
+        maps = outputs[0].cpu().float()[:EXAMPLES, : len(filters)]
+        parts[2].suptitle("Feature maps of these filters for three of the images", fontsize=11)
+        tiles = [tile for image, found in zip(pixels[:EXAMPLES], maps, strict=False) for tile in (image, *found)]
+        for index, (axes, tile) in enumerate(_cells(parts[2], len(maps), len(filters) + 1, tiles)):
+            if index % (len(filters) + 1) == 0:
+                _show(axes, tile)
+            else:
+                axes.imshow(tile, cmap="viridis")
+    return _png(figure)
+
+
+def _cells(part: Any, rows: int, columns: int, *lists: Iterable[Any]) -> Iterable[tuple[Any, ...]]:
+    """The axes of a grid without ticks or frames, each with its items of the lists."""
+    grid = part.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    return zip(grid, *lists, strict=False)
+
+
+def _show(axes: Any, image: Tensor) -> None:
+    """A uint8 image (channels, height, width)."""
+    if len(image) == 1:
+        axes.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+    else:
+        axes.imshow(image.permute(1, 2, 0))
+
+
+def _show_filter(axes: Any, weight: Tensor) -> None:
+    """A filter (channels, height, width): in colour if it has three channels, else their mean, where white is zero."""
+    if len(weight) == 3:
+        low, high = weight.min(), weight.max()
+        axes.imshow(((weight - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0))
+    else:
+        mean = weight.mean(0)
+        largest = float(mean.abs().max().clamp(min=1e-12))
+        axes.imshow(mean, cmap="RdBu_r", vmin=-largest, vmax=largest)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window system
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

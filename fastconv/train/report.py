@@ -102,7 +102,7 @@ def features(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
             if index % (len(filters) + 1) == 0:
                 _show(axes, tile)
             else:
-                axes.imshow(tile, cmap="viridis")
+                axes.imshow(tile.numpy(), cmap="viridis")
     return _png(figure)
 
 
@@ -117,20 +117,20 @@ def _cells(part: Any, rows: int, columns: int, *lists: Iterable[Any]) -> Iterabl
 def _show(axes: Any, image: Tensor) -> None:
     """A uint8 image (channels, height, width)."""
     if len(image) == 1:
-        axes.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=255)
     else:
-        axes.imshow(image.permute(1, 2, 0))
+        axes.imshow(image.permute(1, 2, 0).numpy())
 
 
 def _show_filter(axes: Any, weight: Tensor) -> None:
     """A filter (channels, height, width): in colour if it has three channels, else their mean, where white is zero."""
     if len(weight) == 3:
         low, high = weight.min(), weight.max()
-        axes.imshow(((weight - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0))
+        axes.imshow(((weight - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy())
     else:
         mean = weight.mean(0)
         largest = float(mean.abs().max().clamp(min=1e-12))
-        axes.imshow(mean, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.imshow(mean.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
 
 
 def _figure(width: float, height: float) -> Any:

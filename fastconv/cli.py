@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,25 @@ def _info(_: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from fastconv import testing
 
-    rows = testing.gradient_suite() if options.gradients else testing.self_test()
-    raise NotImplementedError(rows)
+    kind = ("gradcheck", "gradgradcheck") if options.gradients else ("dtype", "")
+    line = "{:<22} {:<16} {:<15} {:<8} {:<10} {:<14} {:>8}".format
+    print(line("operator", "algorithm" if options.gradients else "", "layout", "device", *kind, "seconds"))
+    began, checked, failed = time.perf_counter(), 0, 0
+    for row in testing.gradient_suite() if options.gradients else testing.self_test():
+        if options.gradients:
+            outcome = [
+                {True: "passed", False: "FAILED", None: "-"}[part] for part in (row.gradcheck, row.gradgradcheck)
+            ]
+        else:
+            outcome = [row.dtype, "passed" if row.passed else "FAILED"]
+        print(line(row.name, row.algorithm, row.layout, row.device, *outcome, f"{row.seconds:.2f}"), flush=True)
+        if not row.passed:
+            print(f"    {row.message}")
+        checked += 1
+        failed += not row.passed
+    verdict = f"{failed} of {checked} checks failed" if failed else f"All {checked} checks passed"
+    print(f"{verdict} in {time.perf_counter() - began:.1f} s.")
+    return 1 if failed else 0
 
 
 def _models(options: argparse.Namespace) -> int:

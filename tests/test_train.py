@@ -1,4 +1,4 @@
-"""Training: data sets and their damage, checkpoints and full disks, resuming to the bit, interrupts, plots, the accuracy reached."""
+"""Training: data sets and damaged ones, checkpoints and full disks, resuming to the bit, interrupts, plots, accuracy."""
 
 import errno
 import gzip
@@ -26,7 +26,7 @@ COLOR = data.ImageFormat(3, 32, 32)
 
 
 def stripes(count: int, classes: int = 2, size: int = 28, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy images, uint8 (count, size, size), with a bright stripe that tells the class, and labels 0, 1, …, 0, 1, …"""
+    """Noisy images, uint8 (count, size, size), with a bright stripe that tells the class, and labels 0, 1, 0, 1, …"""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 60, (count, size, size), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % classes
@@ -453,7 +453,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(small: loop.Options, tmp_path: Pa
 
     with (
         pytest.MonkeyPatch.context() as disk,
-        pytest.raises(files.RunError, match="No space left on device; the last checkpoint is intact.*--resume"),
+        pytest.raises(files.RunError, match=r"No space left on device; the last checkpoint is intact.*--resume"),
     ):
         loop.train(small, output, listener=Full())
     assert files.load_checkpoint(output / loop.CHECKPOINT)["epoch"] == 2
@@ -517,7 +517,7 @@ def test_options_that_make_no_sense(small: loop.Options, tmp_path: Path, change:
 
 def test_a_loss_that_is_not_finite_ends_the_run(small: loop.Options, tmp_path: Path) -> None:
     small.lr = 1e30
-    with pytest.raises(files.RunError, match="the loss is (nan|inf) in epoch 1: try a lower --lr"):
+    with pytest.raises(files.RunError, match=r"the loss is (nan|inf) in epoch 1: try a lower --lr"):
         loop.train(small, tmp_path / "run")
     assert files.load_checkpoint(tmp_path / "run" / loop.CHECKPOINT)["epoch"] == 0
 

@@ -545,7 +545,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert demo.main(["--epochs", "1", "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "Test accuracy" in printed
-    assert "8 layers converted, 0 kept" in printed
+    assert "9 layers converted, 0 kept" in printed
     assert printed.count("Conv2d") == 5
     assert (tmp_path / "run" / loop.FEATURES).exists()
 

@@ -97,10 +97,9 @@ def _conv(
         if key is None:
             return call(ops.conv_forward, x, w, b, *args)
         found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args
-    ready, args = found
     if wants_gradient(x, w, b):
-        return autograd.EagerConv.apply(x, w, b, ready, args)
-    return ready.forward(x, w, b)
+        return autograd.eager_conv(x, w, b, found)
+    return found[0].forward(x, w, b)
 
 
 def _conv_transpose(
@@ -132,10 +131,9 @@ def _conv_transpose(
         if key is None:
             return call(ops.conv_input_gradient, x, w, b, size, *args)
         found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), args
-    ready, args = found
     if wants_gradient(x, w, b):
-        return autograd.EagerConvTranspose.apply(x, w, b, ready, args)
-    return ready.input_gradient(x, w, b)
+        return autograd.eager_conv_transpose(x, w, b, found)
+    return found[0].input_gradient(x, w, b)
 
 
 def conv_problem(
@@ -394,12 +392,11 @@ def _max_pool_watched(x: Tensor, size: Any, args: tuple[Any, ...], return_indice
 
 
 def _max_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]], return_indices: bool) -> Any:
-    ready, args = found
     if wants_gradient(x):
-        return autograd.EagerMaxPool.apply(x, ready, args, return_indices)
+        return autograd.eager_max_pool(x, found, return_indices)
     if return_indices:
-        return ready.max(x, "plane")
-    return ready.max(x, "none")[0]
+        return found[0].max(x, "plane")
+    return found[0].max(x, "none")[0]
 
 
 def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: Any) -> Any:
@@ -453,13 +450,13 @@ def _average_pool(
         if key is None:
             return call(ops.average_pool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
-    return _average_pool_ready(x, *found)
+    return _average_pool_ready(x, found)
 
 
-def _average_pool_ready(x: Tensor, ready: ops.PoolCall, args: tuple[Any, ...]) -> Tensor:
+def _average_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]]) -> Tensor:
     if wants_gradient(x):
-        return autograd.EagerAveragePool.apply(x, ready, args)
-    return ready.average(x)
+        return autograd.eager_average_pool(x, found)
+    return found[0].average(x)
 
 
 def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
@@ -475,7 +472,7 @@ def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
         if key is None:
             return call(ops.average_pool, x, size, *args)
         found = _ready[key] = ops.average_pool_call(x, size, *args), args
-    return _average_pool_ready(x, *found)
+    return _average_pool_ready(x, found)
 
 
 def max_pool1d(
@@ -782,7 +779,6 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         if key is None:
             return call(ops.lrn, input, *args)
         found = _ready[key] = ops.lrn_call(input, *args), args
-    ready, args = found
     if wants_gradient(input):
-        return autograd.EagerLrn.apply(input, ready, args)
-    return ready.forward(input)
+        return autograd.eager_lrn(input, found)
+    return found[0].forward(input)

@@ -668,22 +668,55 @@ def average_pool_backward_fake(
 # ---- sums over channels
 
 
+class ChannelSumCall:
+    """Sums over all dimensions but the second, made ready.
+
+    They are average poolings with divisor 1: over each plane, and then over the batch as the height of a
+    channels_last image; a channels_last input is such an image already. Unlike torch's own sum, the bits do not
+    depend on the number of threads.
+    """
+
+    __slots__ = ("format", "planes", "rows", "strides", "threads")
+
+    def __init__(self, shape: Ints, dtype: torch.dtype, channels_last: bool, threads: int) -> None:
+        n, c, (h, w) = *shape[:2], _pair(shape[2:], 1)
+        self.format, self.strides = FORMATS[channels_last], dense_strides(shape, channels_last)
+        self.planes = None if channels_last else _global_sum(n, c, h, w, dtype, False)
+        self.rows = _global_sum(1, c, n * h, w, dtype, True) if channels_last else _global_sum(1, c, n, 1, dtype, True)
+        self.threads = _C.useful_threads(_volume(shape), threads)
+
+    def run(self, x: Tensor) -> Tensor:
+        y = x.new_empty(x.shape[1])
+        if x.stride() != self.strides:
+            x = x.contiguous(memory_format=self.format)
+        if self.planes is not None:
+            sums = x.new_empty(x.shape[:2])
+            _C.average_pool_forward(self.planes, x.data_ptr(), sums.data_ptr(), self.threads)
+            x = sums
+        _C.average_pool_forward(self.rows, x.data_ptr(), y.data_ptr(), self.threads)
+        return y
+
+
+def _global_sum(n: int, c: int, h: int, w: int, dtype: torch.dtype, channels_last: bool) -> _C.PoolProblem:
+    window = ((h, w), (1, 1), (0, 0, 0, 0), (1, 1), True, 1)
+    return PoolCall((n, c, h, w), (n, c, 1, 1), *window, dtype, channels_last, 1).problem
+
+
+_channel_sum_calls = Cache()
+
+
 def channel_sum_cpu(x: Tensor) -> Tensor:
-    """Sum over all dimensions but the second, the same bits for any number of threads (torch's own sum is not)."""
-    total = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    n, c = x.shape[:2]
+    checks.supported("x", x)
+    checks.rank("x", x, (3, 4), "")
     if x.numel() == 0:
-        return x.new_zeros(c)
-    # An average pooling with divisor 1: over each plane, then over the batch as the height of a channels_last image.
-    if not (x.dim() == 4 and suggests_channels_last(x)):
-        planes = total.reshape(n, c, 1, -1)
-        total = average_pool_cpu(planes, (1, 1), (1, planes.shape[3]), (1, 1), (0, 0, 0, 0), True, 1)
-    # [n, c, h, w] with the channels innermost is [1, c, n h, w].
-    rows = total.permute(0, 2, 3, 1).reshape(1, -1, total.shape[3], c).permute(0, 3, 1, 2)
-    size = rows.shape[2:]
-    rows = rows.as_strided(rows.shape, dense_strides(rows.shape, True))
-    call = pool_call(tuple(rows.shape), (1, c, 1, 1), tuple(size), (1, 1), (0,) * 4, (1, 1), True, 1, rows.dtype, True)
-    return call.average(rows).reshape(c).to(x.dtype)
+        return x.new_zeros(x.shape[1])
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return channel_sum_cpu(x.float()).to(x.dtype)
+    key = x.shape, x.dtype, suggests_channels_last(x), torch.get_num_threads()
+    call = _channel_sum_calls.get(key)
+    if call is None:
+        call = _channel_sum_calls[key] = ChannelSumCall(*key)
+    return call.run(x)
 
 
 def channel_sum_fake(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 extern const ConvAlgorithm depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient;
 extern const ConvAlgorithm direct_forward, direct_input_gradient, direct_weight_gradient;
-extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient;
-extern const ConvAlgorithm naive_forward, naive_input_gradient, naive_weight_gradient;
+extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient;
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

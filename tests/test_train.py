@@ -1,4 +1,4 @@
-"""Training: data sets and damaged ones, checkpoints and full disks, resuming to the bit, interrupts, plots, accuracy."""
+"""Training: data and damaged data, checkpoints and full disks, resuming to the bit, interrupts, plots, accuracy."""
 
 import errno
 import gzip
@@ -534,12 +534,14 @@ def test_no_batch_of_one_image(small: loop.Options, tmp_path: Path) -> None:
     assert seen == [21, 21, 21]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_modern"])
 def test_digits_are_learned(tmp_path: Path, model: str) -> None:
     result = loop.train(loop.Options(model, epochs=8), tmp_path / "run")
     assert result.metrics["test_accuracy"] >= 0.965
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SECONDS_A_LAYER", 0.01)
     assert demo.main(["--epochs", "1", "--output", str(tmp_path / "run")]) == 0

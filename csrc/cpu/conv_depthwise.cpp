@@ -14,7 +14,11 @@ namespace {
 constexpr int max_strip_rows = 8;
 constexpr int64_t band_bytes = 24 * 1024;  // a padded copy that leaves room in a first-level cache of 32 KiB
 
-bool applies(const ConvProblem& q) { return q.c == q.groups && worth_padding(q); }
+template <Primitive PRIMITIVE>
+bool applies(const ConvProblem& q) {
+  return q.c == q.groups && worth_padding(q, PRIMITIVE);
+}
+bool preferred(const ConvProblem&) { return true; }
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // Strip kernels
@@ -192,9 +196,9 @@ template <class Body>
 void each_phase(const Axis& rows, const Axis& columns, const Body& body) {
   int64_t before = 0;
   for (int64_t a = 0; a < rows.phases; ++a) {
-    const AxisPhase row = axis_phase(rows, a);
+    const AxisPhase& row = rows.phase[a];
     for (int64_t b = 0; b < columns.phases; ++b) {
-      const AxisPhase column = axis_phase(columns, b);
+      const AxisPhase& column = columns.phase[b];
       body(row, column, before);
       before += row.taps * column.taps;
     }
@@ -224,8 +228,7 @@ struct PlaneShape {
   StripPlan strips;
   int64_t band, bands;       // output rows (of each phase) worked on at once
   int64_t pitch, row_pitch;  // of a column phase, and of a whole row of the padded copy
-  int64_t column_begin;      // the column of the input at which the copy begins
-  int64_t copy_rows, max_taps, stage_pitch;
+  int64_t copy_rows, stage_pitch;
 };
 
 template <class T>
@@ -234,22 +237,15 @@ PlaneShape plane_shape(const ConvProblem& q, bool forward) {
   s.rows = row_axis(q, forward), s.columns = column_axis(q, forward);
   s.multiplier = q.k / q.c;
   s.in_planes = forward ? 1 : s.multiplier, s.out_planes = forward ? s.multiplier : 1;
-  const int64_t count = axis_phase(s.rows, 0).count, columns = axis_phase(s.columns, 0).count;
-  const Reach reach = axis_reach(s.columns, 0, columns);
-  s.column_begin = reach.begin;
-  s.pitch = (reach.end - reach.begin + s.columns.in_step - 1) / s.columns.in_step;
+  const int64_t count = s.rows.phase[0].count, columns = s.columns.phase[0].count;
+  s.pitch = (s.columns.reach(columns) + s.columns.in_step - 1) / s.columns.in_step;
   s.row_pitch = s.pitch * s.columns.in_step;
-  auto rows_for = [&](int64_t outputs) {
-    const Reach r = axis_reach(s.rows, 0, minimum(outputs, count));
-    return r.end - r.begin;
-  };
   s.band = count;
   const int64_t row_bytes = maximum<int64_t>(1, s.row_pitch * s.in_planes * int64_t(sizeof(T)));
-  while (s.band > 2 * max_strip_rows && rows_for(s.band) * row_bytes > band_bytes) s.band = (s.band / 2 + 7) / 8 * 8;
+  while (s.band > 2 * max_strip_rows && s.rows.reach(s.band) * row_bytes > band_bytes) s.band = (s.band / 2 + 7) / 8 * 8;
   s.bands = (count + s.band - 1) / s.band;
   s.strips = plan_strips(s.rows, s.band);
-  s.copy_rows = rows_for(s.band);
-  s.max_taps = s.columns.kernel;
+  s.copy_rows = s.rows.reach(s.band);
   const int L = lanes<T>;
   s.stage_pitch = s.columns.phases > 1 ? (columns + L - 1) / L * L : 0;
   return s;
@@ -275,7 +271,7 @@ struct PlaneScratch {
     copy = memory.take<T>(s.in_planes * s.copy_rows * s.row_pitch + 2 * lanes<T>);
     stage = memory.take<T>(s.columns.phases > 1 ? s.band * s.columns.phases * s.stage_pitch : 0);
     rows = memory.take<const T*>(s.strips.pointers(maximum<int64_t>(1, s.rows.kernel)));
-    columns = memory.take<int64_t>(s.max_taps);
+    columns = memory.take<int64_t>(s.columns.kernel);
     bytes = memory.bytes();
   }
 };
@@ -292,51 +288,61 @@ PlaneMemory<T> plane_memory(const ConvProblem& q, const PlaneShape& s, void* bas
   return m;
 }
 
+// The input rows that the outputs begin .. end - 1 read, padded with zeros, column phases apart.
+template <class T>
+void copy_rows(const PlaneShape& s, const T* plane, int64_t begin, int64_t end, T* to) {
+  const int64_t top = s.rows.lowest + begin * s.rows.in_step, step = s.columns.in_step;
+  for (int64_t h = top; h < top + s.rows.reach(end - begin); ++h, to += s.row_pitch) {
+    const bool inside = h >= 0 && h < s.rows.in;
+    const T* from = inside ? plane + h * s.columns.in : plane;
+    for (int64_t i = 0; i < step; ++i)
+      copy_padded<T>(from, inside ? s.columns.in : 0, s.columns.lowest + i, step, to + i * s.pitch, s.pitch);
+  }
+}
+
+// Where the tap columns of every column phase begin in a row of the copy.
+inline void fill_columns(const PlaneShape& s, int64_t* columns) {
+  for (int64_t b = 0; b < s.columns.phases; ++b)
+    for (int64_t t = 0; t < s.columns.phase[b].taps; ++t) {
+      const int64_t at = s.columns.phase[b].start - s.columns.lowest + t * s.columns.tap_step;
+      *columns++ = at % s.columns.in_step * s.pitch + at / s.columns.in_step;
+    }
+}
+
 template <class T>
 void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>& scratch, const T* weights, const T* bias,
                 int64_t bias_step, const T* in, T* out, int64_t band) {
-  const int64_t begin = band * s.band, reach_end = begin + s.band;
-  const Reach reach = axis_reach(s.rows, begin, reach_end);
+  const int64_t begin = band * s.band, band_end = minimum(begin + s.band, s.rows.phase[0].count);
   const int64_t copy_plane = s.copy_rows * s.row_pitch;
   for (int64_t j = 0; j < s.in_planes; ++j)
-    for (int64_t h = reach.begin; h < reach.end; ++h) {
-      T* to = scratch.copy + j * copy_plane + (h - reach.begin) * s.row_pitch;
-      const bool inside = h >= 0 && h < s.rows.in;
-      const T* from = inside ? in + (j * s.rows.in + h) * s.columns.in : in;
-      for (int64_t phase = 0; phase < s.columns.in_step; ++phase)
-        copy_padded<T>(from, inside ? s.columns.in : 0, s.column_begin + phase, s.columns.in_step, to + phase * s.pitch,
-                       s.pitch);
-    }
+    copy_rows<T>(s, in + j * s.rows.in * s.columns.in, begin, band_end, scratch.copy + j * copy_plane);
   int64_t tap = 0;
   for (int64_t a = 0; a < s.rows.phases; ++a) {
-    const AxisPhase row = axis_phase(s.rows, a);
-    const int64_t end = minimum(reach_end, row.count);
+    const AxisPhase& row = s.rows.phase[a];
+    const int64_t end = minimum(band_end, row.count);
+    const int64_t strips = s.strips.strips(end - begin), pointers = row.taps ? s.strips.pointers(row.taps) : 0;
     const StripKernel<T> kernel = strip_kernel<T, false>(s.strips, row.taps);
     int64_t column_tap = tap;
     for (int64_t k = 0; k < s.out_planes; ++k) {
       column_tap = tap;
+      const int64_t* tap_columns = scratch.columns;
       T* plane = out + k * s.rows.out * s.columns.out;
       for (int64_t b = 0; b < s.columns.phases; ++b) {
-        const AxisPhase column = axis_phase(s.columns, b);
-        for (int64_t t = 0; t < column.taps; ++t) {
-          const int64_t at = column.start - s.column_begin + t * s.columns.tap_step;
-          scratch.columns[t] = at % s.columns.in_step * s.pitch + at / s.columns.in_step;
-        }
+        const AxisPhase& column = s.columns.phase[b];
         for (int64_t j = 0; j < s.in_planes; ++j) {
           Strip<T> strip;
           strip.rows = scratch.rows;
           strip.row_step = s.strips.row_step, strip.tap_step = s.strips.tap_step, strip.tap_rows = row.taps;
-          strip.columns = scratch.columns, strip.tap_columns = row.taps ? column.taps : 0, strip.offset = 0;
+          strip.columns = tap_columns, strip.tap_columns = row.taps ? column.taps : 0, strip.offset = 0;
           strip.weights = weights + (k + j) * q.r * q.s + column_tap, strip.weight_pitch = 1;
           strip.bias = bias + k * bias_step;
           strip.length = column.count;
           strip.accumulate = j > 0;
-          const int64_t pointers = row.taps ? s.strips.pointers(row.taps) : 0;
-          for (int64_t n = 0; n < s.strips.strips(end - begin); ++n) {
+          for (int64_t n = 0; n < strips; ++n) {
             const int64_t first = begin + s.strips.first(n);
             strip.count = s.strips.count(first, end);
             if (strip.count == 0) continue;
-            const int64_t top = row.start + first * s.rows.in_step - reach.begin;
+            const int64_t top = row.start - s.rows.lowest + (first - begin) * s.rows.in_step;
             for (int64_t i = 0; i < pointers; ++i)  // rows beyond the copy belong to outputs that are not stored
               scratch.rows[i] =
                   scratch.copy + j * copy_plane + minimum(top + i * s.strips.spacing, s.copy_rows - 1) * s.row_pitch;
@@ -351,6 +357,7 @@ void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>
           }
         }
         column_tap += row.taps * column.taps;
+        tap_columns += column.taps;
       }
       if (s.columns.phases > 1)
         for (int64_t i = begin; i < end; ++i)
@@ -371,6 +378,7 @@ void planes(const ConvProblem& q, bool forward, const T* in, const T* w, const T
     pack_weights<T>(q, s.rows, s.columns, w, ks.begin, ks.end, 1, 0, memory.weights + ks.begin * q.r * q.s, 1, q.r * q.s);
     if (parts > 1) barrier();
     const PlaneScratch<T> scratch(s, memory.threads + id * memory.thread_bytes);
+    fill_columns(s, scratch.columns);
     const Range units = share(q.n * q.c * s.bands, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
       const int64_t band = u % s.bands, plane = u / s.bands, c = plane % q.c;
@@ -420,7 +428,7 @@ PixelShape pixel_shape(const ConvProblem& q, bool forward) {
   s.passes = forward ? 1 : s.multiplier;
   s.channels = forward ? q.k : q.c;
   s.padded = (s.channels + L - 1) / L * L;
-  const int64_t count = axis_phase(s.rows, 0).count;
+  const int64_t count = s.rows.phase[0].count;
   s.strips = plan_strips(s.rows, count);
   s.strips_per_phase = s.strips.strips(count);
   s.packed = s.multiplier > 1 || s.channels < L;
@@ -472,7 +480,7 @@ PixelMemory<T> pixel_memory(const ConvProblem& q, const PixelShape& s, void* bas
 template <class T>
 void pixel_strip(const ConvProblem& q, const PixelShape& s, const PixelMemory<T>& memory, const PixelScratch<T>& scratch,
                  int64_t row_phase, int64_t index, Range chunk, int64_t pass, const T* in, T* out) {
-  const AxisPhase row = axis_phase(s.rows, row_phase);
+  const AxisPhase& row = s.rows.phase[row_phase];
   Strip<T> strip;
   const int64_t first = s.strips.first(index);
   strip.count = s.strips.count(first, row.count);
@@ -497,7 +505,7 @@ void pixel_strip(const ConvProblem& q, const PixelShape& s, const PixelMemory<T>
     if (r.first < row.first) tap += r.taps * c.taps;
   });
   for (int64_t b = 0; b < s.columns.phases; ++b) {
-    const AxisPhase column = axis_phase(s.columns, b);
+    const AxisPhase& column = s.columns.phase[b];
     const int64_t taps = row.taps ? column.taps : 0;
     for (int64_t i = 0; i < column.count; ++i) {
       const int64_t start = column.start + i * s.columns.in_step;
@@ -673,6 +681,7 @@ struct PlaneGradient {
     T* copy;
     T* sums;       // [multiplier][taps] vectors
     T* bias_sums;  // [multiplier] vectors
+    int64_t* columns;
     int64_t bytes;
     Scratch(const PlaneGradient& g, void* base) {
       Workspace memory(base);
@@ -680,6 +689,7 @@ struct PlaneGradient {
       copy = memory.take<T>(s.copy_rows * s.row_pitch + 2 * lanes<T>);
       sums = memory.take<T>(s.multiplier * g.taps * lanes<T>);
       bias_sums = memory.take<T>(s.multiplier * lanes<T>);
+      columns = memory.take<int64_t>(s.columns.kernel);
       bytes = memory.bytes();
     }
   };
@@ -701,9 +711,9 @@ void plane_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
   const PlaneGradient<T> g(q);
   const PlaneShape& s = g.shape;
   const GradientMemory<T> memory = g.memory(q, workspace, threads);
-  const int64_t start_column = -q.pad_left - s.column_begin;
   parallel(threads, [&](int id, int parts) {
     const typename PlaneGradient<T>::Scratch scratch(g, memory.threads + id * memory.thread_bytes);
+    fill_columns(s, scratch.columns);
     const Range units = share(g.slices * q.c, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
       const int64_t slice = u / q.c, c = u % q.c;
@@ -713,14 +723,7 @@ void plane_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
       for (int64_t n = batch.begin; n < batch.end; ++n)
         for (int64_t band = 0; band < s.bands; ++band) {
           const int64_t begin = band * s.band, end = minimum(begin + s.band, q.p);
-          const Reach reach = axis_reach(s.rows, begin, end);
-          for (int64_t h = reach.begin; h < reach.end; ++h) {
-            T* to = scratch.copy + (h - reach.begin) * s.row_pitch;
-            const bool inside = h >= 0 && h < q.h;
-            const T* from = x + ((n * q.c + c) * q.h + (inside ? h : 0)) * q.w;
-            for (int64_t phase = 0; phase < q.stride_w; ++phase)
-              copy_padded<T>(from, inside ? q.w : 0, s.column_begin + phase, q.stride_w, to + phase * s.pitch, s.pitch);
-          }
+          copy_rows<T>(s, x + (n * q.c + c) * q.h * q.w, begin, end, scratch.copy);
           for (int64_t j = 0; j < s.multiplier; ++j) {
             const T* plane = gy + ((n * q.k + c * s.multiplier + j) * q.p + begin) * q.q;
             each_tile(0, q.r, 0, q.s, [&](int64_t r0, int64_t r1, int64_t s0, int64_t s1) {
@@ -728,10 +731,7 @@ void plane_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
               tile.gy = plane, tile.gy_row = q.q, tile.gy_step = L;
               tile.x = scratch.copy + r0 * q.dilation_h * s.row_pitch;
               tile.x_row = q.stride_h * s.row_pitch, tile.x_step = L, tile.x_tap_row = q.dilation_h * s.row_pitch;
-              for (int64_t t = s0; t < s1; ++t) {
-                const int64_t at = start_column + t * q.dilation_w;
-                tile.x_tap_column[t - s0] = at % q.stride_w * s.pitch + at / q.stride_w;
-              }
+              for (int64_t t = s0; t < s1; ++t) tile.x_tap_column[t - s0] = scratch.columns[t];
               tile.rows = end - begin, tile.count = q.q / L, tile.width = L, tile.tail = int(q.q % L);
               tile.sum = scratch.sums + (j * g.taps + r0 * q.s + s0) * L, tile.sum_row = q.s * L, tile.sum_step = L;
               tile_kernel<T>(r1 - r0, s1 - s0)(tile);
@@ -804,10 +804,10 @@ struct PixelGradient {
 template <class Body>
 void each_run(const Axis& axis, int64_t most, const Body& body) {
   for (int64_t i = 0; i < axis.out;) {
-    const Range taps = valid_taps(i * axis.in_step - axis.pad, axis.tap_step, axis.kernel, axis.in);
+    const Range taps = valid_taps(i * axis.in_step + axis.lowest, axis.tap_step, axis.kernel, axis.in);
     int64_t end = i + 1;
     for (; end < axis.out && end - i < most; ++end) {
-      const Range next = valid_taps(end * axis.in_step - axis.pad, axis.tap_step, axis.kernel, axis.in);
+      const Range next = valid_taps(end * axis.in_step + axis.lowest, axis.tap_step, axis.kernel, axis.in);
       if (next.begin != taps.begin || next.end != taps.end) break;
     }
     body(i, end, taps);
@@ -926,7 +926,8 @@ void run(const ConvProblem& q, const ConvArgs& a) {
 }
 
 template <Primitive PRIMITIVE>
-constexpr ConvAlgorithm algorithm = {"depthwise", PRIMITIVE, applies, applies, workspace_bytes<PRIMITIVE>, run<PRIMITIVE>};
+constexpr ConvAlgorithm algorithm = {"depthwise",   PRIMITIVE, applies<PRIMITIVE>, preferred, workspace_bytes<PRIMITIVE>,
+                                     run<PRIMITIVE>};
 
 }  // namespace
 

@@ -15,53 +15,96 @@ constexpr int64_t most_channels = 32;                // a group, in and out
 constexpr int64_t band_bytes = 96 * 1024;            // planes and stage, in a second-level cache of 256 KiB or more
 constexpr bool many_registers = vector_bytes == 64;  // 32 instead of 16
 
+template <Primitive PRIMITIVE>
 bool applies(const ConvProblem& q) {
-  return q.c / q.groups <= most_channels && q.k / q.groups <= most_channels && worth_padding(q);
+  return q.c / q.groups <= most_channels && q.k / q.groups <= most_channels && worth_padding(q, PRIMITIVE);
 }
 bool preferred(const ConvProblem& q) { return q.c / q.groups <= 16 && q.k / q.groups <= 16; }
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // Planes
 
-// out[j * out_pitch + i] = in[i * in_pitch + j] for i < rows, j < columns.
+// Within each 16 bytes: the low or the high halves of two vectors, their elements alternating.
+template <int LANES, int PART, bool HIGH>
+struct InterleavedParts {
+  static constexpr int lane(int i) { return i / PART * PART + i % PART / 2 + (HIGH ? PART / 2 : 0) + (i % 2 ? LANES : 0); }
+};
+// The off-diagonal quarters of blocks of 2 SIZE by 2 SIZE, exchanged.
+template <int LANES, int SIZE, bool LOWER>
+struct Exchanged {
+  static constexpr int lane(int i) { return LOWER ? i & SIZE ? LANES + i : i + SIZE : i & SIZE ? LANES + i - SIZE : i; }
+};
+
+template <class T, int DISTANCE>
+inline __attribute__((always_inline)) void interleave_rows(Vec<T> (&block)[lanes<T>]) {
+  constexpr int L = lanes<T>, part = 16 / int(sizeof(T));
+  Vec<T> out[L];
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k) {
+    const int first = k / (2 * DISTANCE) * (2 * DISTANCE) + k % DISTANCE, second = first + DISTANCE;
+    // In: rows first and second. Out: low halves, then high halves, of each pair.
+    out[k] = k % (2 * DISTANCE) < DISTANCE ? shuffle_lanes<InterleavedParts<L, part, false>, T>(block[first], block[second])
+                                           : shuffle_lanes<InterleavedParts<L, part, true>, T>(block[first], block[second]);
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < L; ++k) block[k] = out[k];
+}
+
+template <class T, int SIZE>
+inline __attribute__((always_inline)) void exchange(Vec<T> (&block)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  if constexpr (SIZE < L) {
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) {
+      if (k & SIZE) continue;
+      const Vec<T> a = block[k], b = block[k + SIZE];
+      block[k] = shuffle_lanes<Exchanged<L, SIZE, false>, T>(a, b);
+      block[k + SIZE] = shuffle_lanes<Exchanged<L, SIZE, true>, T>(a, b);
+    }
+    exchange<T, 2 * SIZE>(block);
+  }
+}
+
+// Transposes a square of vectors: the 16-byte parts by interleaving, then the parts as wholes.
 template <class T>
+inline __attribute__((always_inline)) void transpose_block(Vec<T> (&block)[lanes<T>]) {
+  if constexpr (sizeof(T) == 4) interleave_rows<T, 2>(block);
+  interleave_rows<T, 1>(block);
+  exchange<T, 16 / int(sizeof(T))>(block);
+}
+
+// out[j * out_pitch + i] = in[i * in_pitch + j] for i < rows, j < columns. WHOLE_IN: up to a vector may be read beyond the end
+// of a row of `in`; WHOLE_OUT: and written, of `out`.
+template <class T, bool WHOLE_IN, bool WHOLE_OUT>
 void transpose(const T* in, int64_t in_pitch, int64_t rows, int64_t columns, T* out, int64_t out_pitch) {
   constexpr int L = lanes<T>;
   for (int64_t i = 0; i < rows; i += L) {
     const int height = int(minimum<int64_t>(L, rows - i));
     for (int64_t j = 0; j < columns; j += L) {
       const int width = int(minimum<int64_t>(L, columns - j));
+      const T* from = in + i * in_pitch + j;
+      T* to = out + j * out_pitch + i;
       Vec<T> block[L];
+      if (height == L && (WHOLE_IN || width == L)) {
 #pragma GCC unroll 16
-      for (int k = 0; k < L; ++k) {
-        const T* row = in + (i + k) * in_pitch + j;
-        block[k] = k >= height ? Vec<T>{} : width == L ? load(row) : load_first(row, width);
+        for (int k = 0; k < L; ++k) block[k] = load(from + k * in_pitch);
+      } else {
+#pragma GCC unroll 16
+        for (int k = 0; k < L; ++k) block[k] = k < height ? load_first(from + k * in_pitch, width) : Vec<T>{};
       }
-      // Exchange the off-diagonal quarters of 2x2, 4x4, ... blocks.
-#pragma GCC unroll 4
-      for (int size = 1; size < L; size *= 2) {
-        Mask<T> upper, lower;
+      transpose_block<T>(block);
+      if (width == L && (WHOLE_OUT || height == L)) {
 #pragma GCC unroll 16
-        for (int lane = 0; lane < L; ++lane) {
-          upper[lane] = lane & size ? L + lane - size : lane;
-          lower[lane] = lane & size ? L + lane : lane + size;
-        }
+        for (int k = 0; k < L; ++k) store<T>(to + k * out_pitch, block[k]);
+      } else {
 #pragma GCC unroll 16
         for (int k = 0; k < L; ++k) {
-          if (k & size) continue;
-          const Vec<T> a = block[k], b = block[k + size];
-          block[k] = __builtin_shuffle(a, b, upper);
-          block[k + size] = __builtin_shuffle(a, b, lower);
+          if (k >= width) break;
+          if (WHOLE_OUT || height == L)
+            store<T>(to + k * out_pitch, block[k]);
+          else
+            store_first(to + k * out_pitch, block[k], height);
         }
-      }
-#pragma GCC unroll 16
-      for (int k = 0; k < L; ++k) {
-        if (k >= width) break;
-        T* to = out + (j + k) * out_pitch + i;
-        if (height == L)
-          store<T>(to, block[k]);
-        else
-          store_first(to, block[k], height);
       }
     }
   }
@@ -94,13 +137,10 @@ GroupShape group_shape(const ConvProblem& q, bool forward) {
   const int64_t line = 64 / int64_t(sizeof(T)), fewest = minimum(s.ins, s.outs);
   s.bundle = s.channels_last ? minimum(q.groups, (line + fewest - 1) / fewest) : 1;
   s.bundles = (q.groups + s.bundle - 1) / s.bundle;
-  const int64_t count = axis_phase(s.rows, 0).count, columns = axis_phase(s.columns, 0).count;
-  const Reach reach = axis_reach(s.columns, 0, columns);
-  s.column_begin = reach.begin;
-  s.pitch = maximum((reach.end - reach.begin + s.columns.in_step - 1) / s.columns.in_step, columns);
+  const int64_t count = s.rows.phase[0].count, columns = s.columns.phase[0].count;
+  s.pitch = maximum((s.columns.reach(columns) + s.columns.in_step - 1) / s.columns.in_step, columns);
   auto fit = [&](int64_t band) {
-    const Reach r = axis_reach(s.rows, 0, minimum(band, count));
-    s.part = (r.end - r.begin + s.rows.in_step - 1) / s.rows.in_step * s.pitch + 2 * L;
+    s.part = (s.rows.reach(band) + s.rows.in_step - 1) / s.rows.in_step * s.pitch + 2 * L;
     s.plane = s.rows.in_step * s.columns.in_step * s.part;
     s.stage_plane = (band * s.pitch + L - 1) / L * L;
     return s.bundle * (s.ins * s.plane + s.outs * s.columns.phases * s.stage_plane) * int64_t(sizeof(T)) <= band_bytes;
@@ -118,25 +158,41 @@ inline int64_t plane_offset(const GroupShape& s, int64_t row, int64_t column) {
          column / s.columns.in_step;
 }
 
-// The rows `reach` of `channels` channels from `first` on of one image, as planes. `line` holds a transposed row.
+// The input rows from `top` on that `outputs` rows of outputs read, of `channels` channels from `first` on of one image, as
+// planes. `line` holds a transposed row.
 template <class T>
-void fill_planes(const GroupShape& s, const T* image, int64_t first, int64_t channels, Reach reach, T* planes, T* line) {
+void fill_planes(const GroupShape& s, const T* image, int64_t first, int64_t channels, int64_t top, int64_t outputs, T* planes,
+                 T* line) {
   constexpr int L = lanes<T>;
-  const int64_t height = s.rows.in, width = s.columns.in, total = s.in_channels();
-  for (int64_t part = 0; part < channels * s.rows.in_step * s.columns.in_step; ++part)
-    for (int64_t i = 2; i > 0; --i)
-      store<T>(planes + (part + 1) * s.part - i * L, Vec<T>{});  // tiles read a little beyond the rows
-  const int64_t rows =
-      (reach.end - reach.begin + s.rows.in_step - 1) / s.rows.in_step * s.rows.in_step;  // of every phase alike
-  for (int64_t h = reach.begin; h < reach.begin + rows; ++h) {
+  const Axis &rows = s.rows, &columns = s.columns;
+  const int64_t height = rows.in, width = columns.in, total = s.in_channels();
+  const int64_t row_parts = rows.in_step, column_parts = columns.in_step;
+  for (int64_t part = 1; part <= channels * row_parts * column_parts; ++part)  // tiles read a little beyond the rows
+    for (int i = 1; i <= 2; ++i) store<T>(planes + part * s.part - i * L, Vec<T>{});
+  const int64_t left = -columns.lowest, inner = minimum(width, s.pitch - left);
+  const bool straight = s.channels_last && column_parts == 1 && left >= 0 && inner > 0;
+  T* to = planes;
+  int64_t row_part = 0;
+  const int64_t count = (rows.reach(outputs) + row_parts - 1) / row_parts * row_parts;  // of every phase alike
+  for (int64_t h = top; h < top + count; ++h) {
     const bool inside = h >= 0 && h < height;
-    if (inside && s.channels_last) transpose<T>(image + h * width * total + first, total, width, channels, line, s.line_pitch);
-    for (int64_t c = 0; c < channels; ++c) {
-      const T* row = !inside ? image : s.channels_last ? line + c * s.line_pitch : image + ((first + c) * height + h) * width;
-      for (int64_t phase = 0; phase < s.columns.in_step; ++phase)
-        copy_padded<T>(row, inside ? width : 0, s.column_begin + phase, s.columns.in_step,
-                       planes + c * s.plane + plane_offset(s, h - reach.begin, phase), s.pitch);
+    if (inside && straight) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < left; i += L) store<T>(to + c * s.plane + i, Vec<T>{});
+      transpose<T, false, true>(image + h * width * total + first, total, inner, channels, to + left, s.plane);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = left + inner; i < s.pitch; i += L) store<T>(to + c * s.plane + i, Vec<T>{});
+    } else {
+      if (inside && s.channels_last)
+        transpose<T, false, true>(image + h * width * total + first, total, width, channels, line, s.line_pitch);
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* row = !inside ? image : s.channels_last ? line + c * s.line_pitch : image + ((first + c) * height + h) * width;
+        for (int64_t i = 0; i < column_parts; ++i)
+          copy_padded<T>(row, inside ? width : 0, columns.lowest + i, column_parts, to + c * s.plane + i * s.part, s.pitch);
+      }
     }
+    to += column_parts * s.part;
+    if (++row_part == row_parts) to += s.pitch - row_parts * column_parts * s.part, row_part = 0;
   }
 }
 
@@ -228,7 +284,7 @@ struct GroupScratch {
   T* planes;
   T* stage;
   T* line;
-  int64_t* offsets;
+  int64_t* offsets;  // [row phase][column phase][tap]
   int64_t bytes;
   GroupScratch(const ConvProblem& q, const GroupShape& s, void* base) {
     Workspace memory(base);
@@ -270,9 +326,9 @@ void pack_weights(const ConvProblem& q, const GroupShape& s, bool forward, const
   const bool last = q.weight_layout == Layout::channels_last;
   const int64_t tap_step = last ? cg : 1, channel_step = last ? 1 : q.r * q.s;
   for (int64_t a = 0; a < s.rows.phases; ++a) {
-    const AxisPhase row = axis_phase(s.rows, a);
+    const AxisPhase& row = s.rows.phase[a];
     for (int64_t b = 0; b < s.columns.phases; ++b) {
-      const AxisPhase column = axis_phase(s.columns, b);
+      const AxisPhase& column = s.columns.phase[b];
       const int64_t taps = row.taps * column.taps;
       for (int64_t g = groups.begin; g < groups.end; ++g)
         each_channel_tile(s.outs, [&](int64_t out, int64_t count) {
@@ -304,9 +360,9 @@ void unstage(const GroupShape& s, const AxisPhase& row, int64_t begin, int64_t c
     const T* from = stage + i * s.pitch;
     if (s.channels_last) {
       for (int64_t b = 0; b < s.columns.phases; ++b) {
-        const AxisPhase column = axis_phase(s.columns, b);
-        transpose<T>(from + b * s.stage_plane, s.columns.phases * s.stage_plane, channels, column.count,
-                     image + (h * width + column.first) * total + first, s.columns.out_step * total);
+        const AxisPhase& column = s.columns.phase[b];
+        transpose<T, true, false>(from + b * s.stage_plane, s.columns.phases * s.stage_plane, channels, column.count,
+                                  image + (h * width + column.first) * total + first, s.columns.out_step * total);
       }
       continue;
     }
@@ -328,30 +384,34 @@ void unstage(const GroupShape& s, const AxisPhase& row, int64_t begin, int64_t c
   }
 }
 
+// Where the taps of one pair of phases read, from the beginning of a plane.
+inline void fill_offsets(const GroupShape& s, const AxisPhase& row, const AxisPhase& column, int64_t* offsets) {
+  for (int64_t r = 0; r < row.taps; ++r)
+    for (int64_t t = 0; t < column.taps; ++t)
+      *offsets++ = plane_offset(s, row.start - s.rows.lowest + r * s.rows.tap_step,
+                                column.start - s.columns.lowest + t * s.columns.tap_step);
+}
+
 template <class T>
 void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* weights, const T* bias, int64_t bundle,
                 int64_t band, const T* in, T* out) {
   constexpr int L = lanes<T>;
   const int64_t groups = s.groups_of(bundle), first_group = bundle * s.bundle;
-  const int64_t begin = band * s.band;
-  const Reach reach = axis_reach(s.rows, begin, begin + s.band);
-  fill_planes<T>(s, in, first_group * s.ins, groups * s.ins, reach, scratch.planes, scratch.line);
+  const int64_t begin = band * s.band, end = minimum(begin + s.band, s.rows.phase[0].count);
+  fill_planes<T>(s, in, first_group * s.ins, groups * s.ins, s.rows.lowest + begin * s.rows.in_step, end - begin,
+                 scratch.planes, scratch.line);
+  const int64_t* offsets = scratch.offsets;
   for (int64_t a = 0; a < s.rows.phases; ++a) {
-    const AxisPhase row = axis_phase(s.rows, a);
-    const int64_t count = minimum(begin + s.band, row.count) - begin;
+    const AxisPhase& row = s.rows.phase[a];
+    const int64_t count = minimum(end, row.count) - begin;
     for (int64_t b = 0; b < s.columns.phases; ++b) {
-      const AxisPhase column = axis_phase(s.columns, b);
+      const AxisPhase& column = s.columns.phase[b];
       const int64_t taps = row.taps * column.taps;
-      for (int64_t r = 0; r < row.taps; ++r)
-        for (int64_t t = 0; t < column.taps; ++t)
-          scratch.offsets[r * column.taps + t] =
-              plane_offset(s, row.start + begin * s.rows.in_step + r * s.rows.tap_step - reach.begin,
-                           column.start + t * s.columns.tap_step - s.column_begin);
       const int64_t vectors = count > 0 ? ((count - 1) * s.pitch + column.count + L - 1) / L : 0;
       for (int64_t g = 0; g < groups; ++g)
         each_channel_tile(s.outs, [&](int64_t k, int64_t channels) {
           DirectTile<T> tile;
-          tile.offsets = scratch.offsets;
+          tile.offsets = offsets;
           tile.taps = taps, tile.channels = s.ins, tile.plane = s.plane;
           tile.weights = weights + ((first_group + g) * s.outs + k) * s.ins * taps;
           tile.bias = bias ? bias + (first_group + g) * s.outs + k : nullptr;
@@ -365,6 +425,7 @@ void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* we
           }
         });
       weights += s.groups * s.outs * s.ins * taps;
+      offsets += taps;
     }
     if (count > 0) unstage<T>(s, row, begin, count, scratch.stage, first_group * s.outs, groups * s.outs, out);
   }
@@ -380,6 +441,12 @@ void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T
     pack_weights<T>(q, s, forward, w, share(s.groups, id, parts), memory.weights);
     if (parts > 1) barrier();
     const GroupScratch<T> scratch(q, s, memory.threads + id * memory.thread_bytes);
+    int64_t* offsets = scratch.offsets;
+    for (int64_t a = 0; a < s.rows.phases; ++a)
+      for (int64_t b = 0; b < s.columns.phases; ++b) {
+        fill_offsets(s, s.rows.phase[a], s.columns.phase[b], offsets);
+        offsets += s.rows.phase[a].taps * s.columns.phase[b].taps;
+      }
     const Range units = share(q.n * s.bundles * s.bands, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
       const int64_t n = u / s.bands / s.bundles;
@@ -523,7 +590,7 @@ void fill_gradient(const GradientShape<T>& g, const T* image, int64_t first, int
   const int64_t width = s.columns.out, height = s.rows.out, total = s.out_channels();
   const int64_t line_pitch = width + 2 * lanes<T>;
   for (int64_t p = begin; p < begin + count; ++p) {
-    if (s.channels_last) transpose<T>(image + p * width * total + first, total, width, channels, line, line_pitch);
+    if (s.channels_last) transpose<T, false, true>(image + p * width * total + first, total, width, channels, line, line_pitch);
     const int64_t left = p + 1 == begin + count ? g.gy_plane - lanes<T> - (count - 1) * s.pitch : s.pitch;  // zeros to the end
     for (int64_t k = 0; k < channels; ++k)
       copy_padded<T>(s.channels_last ? line + k * line_pitch : image + ((first + k) * height + p) * width, width, 0, 1,
@@ -542,12 +609,9 @@ void bundle_gradient(const ConvProblem& q, const GradientShape<T>& g, const Grad
   for (int64_t n = batch.begin; n < batch.end; ++n)
     for (int64_t begin = 0; begin < q.p; begin += s.band) {
       const int64_t count = minimum(s.band, q.p - begin);
-      const Reach reach = axis_reach(s.rows, begin, begin + count);
-      fill_planes<T>(s, x + n * q.c * q.h * q.w, first_in, groups * s.ins, reach, scratch.planes, scratch.line);
+      fill_planes<T>(s, x + n * q.c * q.h * q.w, first_in, groups * s.ins, s.rows.lowest + begin * s.rows.in_step, count,
+                     scratch.planes, scratch.line);
       fill_gradient<T>(g, gy + n * q.k * q.p * q.q, first_out, groups * s.outs, begin, count, scratch.gy, scratch.line);
-      for (int64_t r = 0; r < q.r; ++r)
-        for (int64_t t = 0; t < q.s; ++t)
-          scratch.offsets[r * q.s + t] = plane_offset(s, r * q.dilation_h, -q.pad_left - s.column_begin + t * q.dilation_w);
       const int64_t vectors = ((count - 1) * s.pitch + q.q + L - 1) / L;
       for (int64_t group = 0; group < groups; ++group)
         for (int64_t k = 0; k < s.outs; k += most_gradient_channels)
@@ -579,6 +643,7 @@ void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* w
   const GradientMemory<T> memory(q, g, workspace, threads);
   parallel(threads, [&](int id, int parts) {
     const GradientScratch<T> scratch(g, memory.threads + id * memory.thread_bytes);
+    fill_offsets(s, s.rows.phase[0], s.columns.phase[0], scratch.offsets);
     const Range units = share(g.slices * s.bundles, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
       const int64_t slice = u / s.bundles, bundle = u % s.bundles;
@@ -636,7 +701,8 @@ void run(const ConvProblem& q, const ConvArgs& a) {
 }
 
 template <Primitive PRIMITIVE>
-constexpr ConvAlgorithm algorithm = {"direct", PRIMITIVE, applies, preferred, workspace_bytes<PRIMITIVE>, run<PRIMITIVE>};
+constexpr ConvAlgorithm algorithm = {"direct",      PRIMITIVE, applies<PRIMITIVE>, preferred, workspace_bytes<PRIMITIVE>,
+                                     run<PRIMITIVE>};
 
 }  // namespace
 

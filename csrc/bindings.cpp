@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "memory.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -15,6 +16,19 @@ using Address = uintptr_t;
 using release_gil = py::call_guard<py::gil_scoped_release>;
 
 void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+// Memory that a kernel will fill with so many elements.
+void* filled(Address address, int64_t elements, Dtype dtype) {
+  prefer_huge_pages(at(address), elements * size_of(dtype));
+  return at(address);
+}
+template <class Problem>
+int64_t input_elements(const Problem& problem) {
+  return problem.n * problem.c * problem.h * problem.w;
+}
+int64_t output_elements(const ConvProblem& problem) { return problem.n * problem.k * problem.p * problem.q; }
+int64_t output_elements(const PoolProblem& problem) { return problem.n * problem.c * problem.p * problem.q; }
+int64_t output_elements(const LrnProblem& problem) { return problem.n * problem.c * problem.spatial; }
 
 int usable(int threads) { return threads_usable() ? threads : 1; }
 
@@ -30,7 +44,7 @@ void expect(const ConvPlan& plan, Primitive primitive) {
 }
 
 void run(const ConvPlan& plan, cpu::ConvArgs& args, Address workspace) {
-  args.workspace = at(workspace);
+  args.workspace = filled(workspace, plan.workspace_bytes / size_of(plan.dtype), plan.dtype);
   args.threads = usable(plan.threads);
   run_conv(plan, args);
 }
@@ -92,7 +106,8 @@ void bind_conv(py::module_& m) {
           [](const ConvPlan& plan, Address x, Address w, Address b, Address y, Address workspace) {
             expect(plan, Primitive::forward);
             cpu::ConvArgs args{};
-            args.x = at(x), args.w = at(w), args.b = at(b), args.y = at(y);
+            args.x = at(x), args.w = at(w), args.b = at(b);
+            args.y = filled(y, output_elements(plan.problem), plan.dtype);
             run(plan, args, workspace);
           },
           release_gil())
@@ -101,7 +116,8 @@ void bind_conv(py::module_& m) {
           [](const ConvPlan& plan, Address gy, Address w, Address b, Address gx, Address workspace) {
             expect(plan, Primitive::input_gradient);
             cpu::ConvArgs args{};
-            args.gy = at(gy), args.w = at(w), args.b = at(b), args.gx = at(gx);
+            args.gy = at(gy), args.w = at(w), args.b = at(b);
+            args.gx = filled(gx, input_elements(plan.problem), plan.dtype);
             run(plan, args, workspace);
           },
           release_gil())
@@ -131,33 +147,38 @@ void bind_pool(py::module_& m) {
       "max_pool_forward",
       [](const PoolProblem& problem, Address x, Address y, Address index, MaxIndex kind, int threads) {
         expect_fitting(problem, kind);
-        cpu::kernels().pool.max_forward(problem, at(x), at(y), at(index), kind, usable(threads));
+        cpu::kernels().pool.max_forward(problem, at(x), filled(y, output_elements(problem), problem.dtype), at(index), kind,
+                                        usable(threads));
       },
       release_gil());
   m.def(
       "max_pool_backward",
       [](const PoolProblem& problem, Address gy, Address index, MaxIndex kind, Address gx, int threads) {
         expect_fitting(problem, kind);
-        return cpu::kernels().pool.max_backward(problem, at(gy), at(index), kind, at(gx), usable(threads));
+        return cpu::kernels().pool.max_backward(problem, at(gy), at(index), kind,
+                                                filled(gx, input_elements(problem), problem.dtype), usable(threads));
       },
       release_gil());
   m.def(
       "max_pool_gather",
       [](const PoolProblem& problem, Address v, Address index, MaxIndex kind, Address y, int threads) {
         expect_fitting(problem, kind);
-        return cpu::kernels().pool.max_gather(problem, at(v), at(index), kind, at(y), usable(threads));
+        return cpu::kernels().pool.max_gather(problem, at(v), at(index), kind,
+                                              filled(y, output_elements(problem), problem.dtype), usable(threads));
       },
       release_gil());
   m.def(
       "average_pool_forward",
       [](const PoolProblem& problem, Address x, Address y, int threads) {
-        cpu::kernels().pool.average_forward(problem, at(x), at(y), usable(threads));
+        cpu::kernels().pool.average_forward(problem, at(x), filled(y, output_elements(problem), problem.dtype),
+                                            usable(threads));
       },
       release_gil());
   m.def(
       "average_pool_backward",
       [](const PoolProblem& problem, Address gy, Address gx, int threads) {
-        cpu::kernels().pool.average_backward(problem, at(gy), at(gx), usable(threads));
+        cpu::kernels().pool.average_backward(problem, at(gy), filled(gx, input_elements(problem), problem.dtype),
+                                             usable(threads));
       },
       release_gil());
 }
@@ -166,13 +187,14 @@ void bind_lrn(py::module_& m) {
   m.def(
       "lrn_forward",
       [](const LrnProblem& problem, Address x, Address y, int threads) {
-        cpu::kernels().lrn.forward(problem, at(x), at(y), usable(threads));
+        cpu::kernels().lrn.forward(problem, at(x), filled(y, output_elements(problem), problem.dtype), usable(threads));
       },
       release_gil());
   m.def(
       "lrn_backward",
       [](const LrnProblem& problem, Address x, Address gy, Address gx, int threads) {
-        cpu::kernels().lrn.backward(problem, at(x), at(gy), at(gx), usable(threads));
+        cpu::kernels().lrn.backward(problem, at(x), at(gy), filled(gx, output_elements(problem), problem.dtype),
+                                    usable(threads));
       },
       release_gil());
 }

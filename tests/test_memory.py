@@ -1,0 +1,44 @@
+"""Large results are backed by huge pages where the system offers them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastconv.functional as F
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def asked_for_huge_pages(tensor):
+    """Whether the mapping around the tensor's middle has the flag that madvise(MADV_HUGEPAGE) sets."""
+    address = tensor.data_ptr() + tensor.nbytes // 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key = line.split()[0]
+        if not key.endswith(":"):
+            begin, end = (int(part, 16) for part in key.split("-"))
+            inside = begin <= address < end
+        elif inside and key == "VmFlags:":
+            return "hg" in line.split()
+    raise AssertionError("the tensor is in no mapping")
+
+
+@pytest.mark.skipif(not SETTING.exists(), reason="this system has no transparent huge pages")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_large_results_ask_for_huge_pages(channels_last):
+    x = torch.ones(1, 16, 1280, 512).contiguous(
+        memory_format=(torch.contiguous_format, torch.channels_last)[channels_last]
+    )
+    assert not asked_for_huge_pages(x)
+    x.requires_grad_()
+    w = torch.ones(16, 1, 1, 1)
+    for y in (
+        F.conv2d(x, w, groups=16),
+        F.max_pool2d(x, 1),
+        F.avg_pool2d(x, 1),
+        F.local_response_norm(x, 3),
+    ):
+        assert asked_for_huge_pages(y)
+        (gx,) = torch.autograd.grad(y, x, torch.ones_like(x))
+        assert asked_for_huge_pages(gx)

@@ -1,14 +1,11 @@
 // What pooling kernels do with vectors beyond isa.h: lines of a plane with borders, strided loads, byte indices.
 #pragma once
 
-#include "isa.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "vectors.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
-
-#define FASTCONV_INLINE inline __attribute__((always_inline))
-#define FASTCONV_INLINE_LAMBDA __attribute__((always_inline))
 
 // Bytes, as many as there are lanes<C>.
 template <class C>
@@ -20,9 +17,6 @@ struct BytesOf {
 // What MaxIndex's kinds are stored as.
 template <MaxIndex kind>
 using IndexType = std::conditional_t<kind == MaxIndex::window, uint8_t, int64_t>;
-
-template <class C>
-using CodeOf = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
 
 // Position codes are integers as wide as the values they belong to, so that a comparison's mask selects both.
 template <class C>
@@ -77,18 +71,6 @@ FASTCONV_INLINE bool any(Mask<C> mask) {
 #endif
 }
 
-// Lane numbers.
-template <class C>
-FASTCONV_INLINE Mask<C> lane_numbers() {
-  Mask<C> out{};
-  for (int i = 0; i < lanes<C>; ++i) out[i] = i;
-  return out;
-}
-template <class C>
-FASTCONV_INLINE Mask<C> splat_code(int64_t code) {
-  return splat(CodeOf<C>(code));
-}
-
 // Every second lane of the 2 * lanes values a, b; and a and b interleaved.
 template <class C>
 FASTCONV_INLINE Vec<C> even_lanes(Vec<C> a, Vec<C> b) {
@@ -138,19 +120,6 @@ FASTCONV_INLINE Vec<C> load_strided(const C* p, int64_t stride) {
   Vec<C> out{};
   for (int i = 0; i < lanes<C>; ++i) out[i] = p[i * stride];
   return out;
-}
-
-// The first n elements; n == lanes costs nothing more where n is a constant.
-template <class T>
-FASTCONV_INLINE Vec<Compute<T>> load_part(const T* p, int n) {
-  return n == lanes<Compute<T>> ? load(p) : load_first(p, n);
-}
-template <class T>
-FASTCONV_INLINE void store_part(T* p, Vec<Compute<T>> v, int n) {
-  if (n == lanes<Compute<T>>)
-    store(p, v);
-  else
-    store_first(p, v, n);
 }
 
 constexpr int64_t line_bytes = 16 * 1024;  // of a line with borders, on the stack: stays in the L1 cache

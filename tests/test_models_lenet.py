@@ -258,7 +258,7 @@ def test_model_learns(name):
     model = models.create_model(name)
     images, labels = torch.randn(10, 1, 32, 32), torch.arange(10)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(60):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()

@@ -137,7 +137,9 @@ def test_train_refuses_resumes_and_overwrites(tmp_path: Path, capsys: pytest.Cap
     arguments = ["train", "lenet5_modern", "--data", data, "--epochs", "1", "--output", run]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"epoch 1/1  train: loss .* accuracy .* test: loss .* accuracy .* images/s", printed)
+    assert re.search(
+        r"epoch 1/1  train +[\d.]+% \(loss [\d.]+\)  test +[\d.]+% \(loss [\d.]+\)  [\d,]+ images/s", printed
+    )
     assert re.search(r"^Test accuracy [\d.]+%", printed, re.MULTILINE)
     for name in (loop.METRICS, loop.CHECKPOINT, loop.CURVES, loop.FEATURES):
         assert str(tmp_path / "run" / name) in printed

@@ -44,8 +44,8 @@ class Display(Listener):
     def epoch(self, record: dict[str, Any]) -> None:
         self.console.print(
             f"epoch {record['epoch']:{len(str(self.epochs))}d}/{self.epochs}"
-            f"  train: loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:6.2%}"
-            f"  test: loss {record['test_loss']:.4f}  accuracy {record['test_accuracy']:6.2%}"
+            f"  train {record['train_accuracy']:7.2%} (loss {record['train_loss']:.4f})"
+            f"  test {record['test_accuracy']:7.2%} (loss {record['test_loss']:.4f})"
             f"  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )

@@ -134,7 +134,7 @@ def test_a_missing_dependency_is_named(
 
 def test_train_refuses_resumes_and_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = str(write_idx(tmp_path / "stripes")), str(tmp_path / "run")
-    arguments = ["train", "lenet5_modern", "--data", data, "--epochs", "1", "--output", run]
+    arguments = ["train", "lenet5_modern", "--data", data, "--epochs", "1", "--threads", "1", "--output", run]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     assert re.search(
@@ -153,7 +153,7 @@ def test_train_refuses_resumes_and_overwrites(tmp_path: Path, capsys: pytest.Cap
     assert_one_line(capsys.readouterr().err, "lr of a resumed run cannot change")
     assert cli.main(["train", "--output", run, "--epochs", "2", "--resume"]) == 0
     assert "epoch 2/2" in capsys.readouterr().out
-    assert cli.main([*arguments, "--overwrite", "--seed", "3", "--threads", "1", "--batch-size", "8"]) == 0
+    assert cli.main([*arguments, "--overwrite", "--seed", "3", "--batch-size", "8"]) == 0
     metrics = json.loads((tmp_path / "run" / loop.METRICS).read_text())
     assert metrics["arguments"] | {"epochs": 1, "seed": 3, "threads": 1, "batch_size": 8} == metrics["arguments"]
     assert len(metrics["epochs"]) == 1
@@ -188,7 +188,19 @@ def test_a_broken_checkpoint_names_the_one_before(tmp_path: Path, capsys: pytest
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     data, run = str(write_idx(tmp_path / "stripes")), str(tmp_path / "run")
-    command = [*FASTCONV, "train", "lenet5_modern", "--data", data, "--epochs", "100000", "--output", run]
+    command = [
+        *FASTCONV,
+        "train",
+        "lenet5_modern",
+        "--data",
+        data,
+        "--epochs",
+        "100000",
+        "--threads",
+        "1",
+        "--output",
+        run,
+    ]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -215,7 +227,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: the checkpoint of epoch 0 fits, that of epoch 1 does not."""
     data, run = str(write_idx(tmp_path / "stripes")), tmp_path / "run"
-    arguments = ["train", "lenet5_modern", "--data", data, "--epochs", "2", "--output", str(run)]
+    arguments = ["train", "lenet5_modern", "--data", data, "--epochs", "2", "--threads", "1", "--output", str(run)]
     limited = fastconv(*arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)))
     assert limited.returncode == 2
     assert_one_line(limited.stderr, "cannot write", loop.CHECKPOINT, "the last checkpoint is intact", f"--resume {run}")

@@ -69,7 +69,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Options:
     """Options of a run that takes a fraction of a second an epoch; drawing, which takes longer, is left out."""
     for picture in ("learning_curve", "features"):
         monkeypatch.setattr(report, picture, lambda *_: b"")
-    return loop.Options("lenet5_modern", str(write_idx(tmp_path / "stripes")), epochs=4, batch_size=16)
+    return loop.Options("lenet5_modern", str(write_idx(tmp_path / "stripes")), epochs=4, batch_size=16, threads=1)
 
 
 def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_corrupt_images_are_named_skipped_and_counted(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:200])
     text.write_text("no image")
     notes = Notes()
-    options = loop.Options("lenet5_modern", str(folder), epochs=2, batch_size=8)
+    options = loop.Options("lenet5_modern", str(folder), epochs=2, batch_size=8, threads=1)
     result = loop.train(options, tmp_path / "run", listener=notes)
     assert sorted(result.metrics["skipped_images"]) == [str(cut), str(text)]
     assert sorted(note.split(": ")[0] for note in notes.notes) == [f"Skipped {cut}", f"Skipped {text}"]

@@ -14,6 +14,7 @@ from torch import Tensor
 Ints = tuple[int, ...]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DEVICES = ("cpu", "meta")
 INT64_MAX = 2**63 - 1
 AXES = {1: ("width",), 2: ("height", "width")}
 
@@ -89,12 +90,12 @@ def tensor(name: str, value: Any) -> None:
         fail(name, "a Tensor", type(value).__name__, TypeError)
 
 
-def supported(name: str, value: Tensor, devices: tuple[str, ...] = ("cpu", "meta")) -> None:
+def supported(name: str, value: Tensor) -> None:
     """RuntimeError (NotImplementedError for a dtype or device that fastconv lacks)."""
     if value.dtype not in DTYPES:
         known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         fail(name, f"one of the dtypes {known} (use torch's own function for others)", value.dtype, NotImplementedError)
-    if value.device.type not in devices:
+    if value.device.type not in DEVICES:
         fail(
             name,
             "a tensor on the cpu (fastconv has no kernels for other devices here: use torch's own function, or "

@@ -11,13 +11,12 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional, nn
-from fastconv.checks import DTYPES
+from fastconv.checks import DEVICES, DTYPES
 
 __all__ = ["ConversionReport", "accelerate", "convert", "revert"]
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
-_DEVICES = ("cpu", "meta")
 
 # A layer of torch's and the one of fastconv that takes its place.
 _FAST: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
@@ -135,8 +134,8 @@ def _reason_to_keep(module: torch.nn.Module, layer: type[torch.nn.Module]) -> st
     for name, parameter in module.named_parameters():
         if parameter.dtype not in DTYPES:
             return f"{name} is {_plain(parameter.dtype)}; fastconv covers {', '.join(map(_plain, DTYPES))}"
-        if parameter.device.type not in _DEVICES:
-            return f"{name} is on {parameter.device}; fastconv covers {', '.join(_DEVICES)}"
+        if parameter.device.type not in DEVICES:
+            return f"{name} is on {parameter.device}; fastconv covers {', '.join(DEVICES)}"
     return None
 
 
@@ -215,7 +214,7 @@ _SPELLINGS = _spellings()
 def _covered(types: Iterable[type], values: Iterable[Any]) -> bool:
     """Whether fastconv computes with these arguments, whose classes with a say in torch functions are `types`."""
     return all(kind is Tensor for kind in types) and all(
-        value.dtype in DTYPES and value.device.type in _DEVICES and value.layout is torch.strided
+        value.dtype in DTYPES and value.device.type in DEVICES and value.layout is torch.strided
         for value in values
         if isinstance(value, Tensor)
     )

@@ -401,7 +401,9 @@ class ConnectionTableConv2d(torch.nn.Module):
         bound = gain * self.fan_in().to(self.weight.dtype) ** -power
         counts = torch.tensor([len(inputs) for inputs in self.table], device=bound.device)
         with torch.no_grad():
-            self.weight.uniform_(-1, 1).mul_(bound.repeat_interleave(counts)[:, None, None])
+            self.weight.uniform_(-1, 1).mul_(
+                bound.repeat_interleave(counts, output_size=self.connections)[:, None, None]
+            )
             if self.bias is not None:
                 self.bias.uniform_(-1, 1).mul_(bound)
 

@@ -14,8 +14,6 @@ from torch.testing import assert_close
 import fastconv
 from fastconv import functional, nn
 
-warnings.filterwarnings("ignore", message=".*weight_norm.*", category=FutureWarning)
-
 
 class Block(torch.nn.Module):
     """A residual block as torchvision builds it."""
@@ -197,7 +195,7 @@ def test_hooks_are_kept():
     model.conv1.register_forward_pre_hook(lambda module, args: seen.append("before"))
     model.conv1.register_full_backward_hook(lambda module, gi, go: seen.append("backward"))
     fastconv.convert(model)
-    model(images(1, 3, 32, 32)).sum().backward()
+    model(images(1, 3, 32, 32).requires_grad_()).sum().backward()
     assert seen == ["before", "forward", "backward"]
     handle.remove()
     seen.clear()
@@ -322,6 +320,7 @@ def test_what_fastconv_lacks_is_kept_and_reported():
     assert "torch: fastconv has no Conv3d" in text
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_quantized_layers_are_kept():
     layer = torch.ao.nn.quantized.Conv2d(3, 4, 3)
     model, report = fastconv.convert(torch.nn.Sequential(layer), report=True)
@@ -370,6 +369,7 @@ def test_one_of_two_copies_of_a_parametrized_layer():
     assert not isinstance(other, nn.Conv2d)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_old_weight_norm_and_pruning(spy):
     conv = torch.nn.Conv2d(3, 4, 3)
     pruned = torch.nn.Conv2d(4, 4, 3)
@@ -599,6 +599,32 @@ def test_accelerate_and_convert_together(spellings, spy):
     expected = model(X2)
     with fastconv.accelerate():
         assert torch.equal(model(X2), expected)
+
+
+def test_accelerate_under_autocast_and_vmap():
+    def function(x):
+        return F.max_pool2d(F.conv2d(x, W2), 2)
+
+    with fastconv.accelerate():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert function(X2).dtype == torch.bfloat16
+        mapped = torch.func.vmap(function)(X2)
+    assert_close(mapped, function(X2))
+
+
+def test_accelerate_inside_a_compiled_function():
+    def function(x):
+        with fastconv.accelerate():
+            return F.max_pool2d(F.conv2d(x, W2), 2)
+
+    targets = []
+
+    def backend(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    assert_close(torch.compile(function, backend=backend, fullgraph=True)(X2), function(X2))
+    assert {"fastconv.conv_forward.default", "fastconv.max_pool.default"} <= set(targets)
 
 
 def test_accelerate_around_a_compiled_function():

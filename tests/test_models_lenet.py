@@ -252,6 +252,20 @@ def test_model_behaves(name):
 
 
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
+def test_model_without_memory(name):
+    with torch.device("meta"):
+        model = models.create_model(name)
+        assert model(torch.empty(2, 1, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
+def test_model_compiles(name):
+    model = models.create_model(name)
+    x = torch.randn(2, 1, 32, 32)
+    assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet5_modern"])
 def test_model_learns(name):
     """Ten random images are learned by heart, with cross entropy, in a few steps."""
     torch.set_num_threads(1)  # the tensors are too small for more

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import _C, checks
 from fastconv.checks import Ints
@@ -878,3 +879,25 @@ lrn = _register("lrn", f"(Tensor x, {_LRN}) -> Tensor", lrn_cpu, lrn_fake)
 lrn_backward = _register(
     "lrn_backward", f"(Tensor gy, Tensor x, {_LRN}) -> Tensor", lrn_backward_cpu, lrn_backward_fake
 )
+
+
+# ---- flop formulas: two for every multiply-add of the convolution, as torch counts its own; they get shapes for tensors
+
+
+def _conv_flops(x_channels: int, w_shape: Sequence[int], y_shape: Sequence[int], groups: int) -> int:
+    return 2 * _volume(y_shape) * (x_channels // groups) * _volume(w_shape[2:])
+
+
+@register_flop_formula(torch.ops.fastconv.conv_forward)
+def conv_forward_flops(x: Ints, w: Ints, b: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    return _conv_flops(x[1], w, out_shape, args[3])
+
+
+@register_flop_formula(torch.ops.fastconv.conv_input_gradient)
+def conv_input_gradient_flops(gy: Ints, w: Ints, b: Any, size: Ints, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    return _conv_flops(out_shape[1], w, gy, args[3])
+
+
+@register_flop_formula(torch.ops.fastconv.conv_weight_gradient)
+def conv_weight_gradient_flops(gy: Ints, x: Ints, kernel: Ints, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    return _conv_flops(x[1], out_shape[0], gy, args[3])

@@ -323,7 +323,8 @@ def command(*words):
 PROBLEMS = ["conv2d:1,2,6,6,3,3x3", "conv1d:1,2,8,2,3", "avg_pool2d:1,2,6,6,2", "local_response_norm:1,6,4,4,3"]
 
 
-def test_command_end_to_end(tmp_path, capsys):
+def test_command_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastconv.bench.cli.measure_ceiling", lambda threads: Ceiling(1e11, 1e10))
     threads = torch.get_num_threads()
     files = ("--json", tmp_path / "new" / "a.json", "--markdown", tmp_path / "a.md", "--plots", tmp_path / "plots")
     assert command(*PROBLEMS, "--seconds", 0.001, "--threads", 1, *files) == 0

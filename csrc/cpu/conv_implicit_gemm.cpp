@@ -78,7 +78,7 @@ template <class T>
 struct Correlation {
   const T *in, *weight, *bias;  // bias may be null
   T* out;
-  int64_t n, groups, in_channels, out_channels;
+  int64_t n, groups, in_channels, out_channels, kernel_columns;
   Strides in_strides, out_strides;
   int64_t weight_group, weight_out, weight_in, weight_row, weight_column;  // strides of the weight
   Axis rows, columns;
@@ -121,6 +121,7 @@ Correlation<T> correlation(const ConvProblem& p, Primitive primitive, const Conv
             p.groups,
             c,
             k,
+            p.s,
             x,
             y,
             k * w.image,
@@ -138,6 +139,7 @@ Correlation<T> correlation(const ConvProblem& p, Primitive primitive, const Conv
           p.groups,
           k,
           c,
+          p.s,
           y,
           x,
           k * w.image,
@@ -229,7 +231,7 @@ struct ChannelsFirst {
 
   struct Scratch {
     T *pixels, *partial;
-    explicit Scratch(Workspace& space)
+    Scratch(Workspace& space, const Correlation<T>&)
         : pixels(space.take<T>(chunk_target * (most_pixels + width))),
           partial(space.take<T>(int64_t(most_panels) * rows * (most_pixels + width))) {}
   };
@@ -302,25 +304,44 @@ struct ChannelsLast {
 
   using Output = OutputPixels<T, most_pixels + rows>;
 
-  struct Scratch {
-    const T** pixels;  // [tile][tap][rows]
-    explicit Scratch(Workspace& space) : pixels(space.take<const T*>((most_pixels + rows) * (chunk_target + 1))) {}
+  // The reduction as runs of consecutive elements of the input: the channels under one tap or, where these are few, under all
+  // taps of a row of the kernel.
+  struct Runs {
+    int64_t taps, length, across;  // taps of one run, its elements, and how many make up a row of the kernel
+
+    static bool merged(const Correlation<T>& q) { return q.in_channels <= 8 && q.groups == 1; }
+    // Elements of the longest run of any phase.
+    static int64_t longest(const Correlation<T>& q) { return merged(q) ? q.in_channels * q.kernel_columns : q.in_channels; }
+
+    Runs(const Correlation<T>& q, const PixelGrid& grid) {
+      const int64_t count = grid.column_tap_count;
+      taps = merged(q) && count > 1 && grid.column_taps[1].offset - grid.column_taps[0].offset == 1 ? count : 1;
+      length = taps * q.in_channels, across = count / taps;
+    }
   };
 
-  // One tile over one chunk, which begins at channel `channel` of the first tap. Sums go to (first) or onto the output.
+  struct Scratch {
+    const T** pixels;  // [tile][run][rows]
+    T* edges;          // runs that lie partly in the padding
+    Scratch(Workspace& space, const Correlation<T>& q)
+        : pixels(space.take<const T*>((most_pixels + rows) * (chunk_target + 1))),
+          edges(space.take<T>(Runs::merged(q) ? (most_pixels + rows) * (chunk_target + 2 * Runs::longest(q)) : 0)) {}
+  };
+
+  // One tile over one chunk, which begins at element `skipped` of the first run. Sums go to (first) or onto the output.
   template <int columns>
-  static void tile(int64_t count, int64_t channel, int64_t in_channels, const T* const* pixels, const T* weight, bool first,
+  static void tile(int64_t count, int64_t skipped, int64_t run, const T* const* pixels, const T* weight, bool first,
                    const T* bias, int64_t channels, const int64_t* offset, int64_t valid, T* out) {
     Vec<T> acc[rows][columns];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < columns; ++v) acc[i][v] = Vec<T>{};
-    for (; count > 0; pixels += rows, channel = 0) {
-      const int64_t length = minimum(in_channels - channel, count);
+    for (; count > 0; pixels += rows, skipped = 0) {
+      const int64_t length = minimum(run - skipped, count);
       const T* pixel[rows];
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) pixel[i] = pixels[i] + channel;
+      for (int i = 0; i < rows; ++i) pixel[i] = pixels[i] + skipped;
       for (int64_t c = 0; c < length; ++c) {
         Vec<T> column[columns];
 #pragma GCC unroll 4
@@ -355,20 +376,31 @@ struct ChannelsLast {
   }
   static constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile < wide ? 3 : 2 >, tile < wide ? 4 : 2 > };
 
-  static void point(const Correlation<T>& q, const PixelGrid& grid, const T* in, const T* zeros, int64_t first_pixel,
-                    int64_t count, int64_t first_tap, int64_t end_tap, const T** pixels) {
-    const int64_t taps = end_tap - first_tap;
+  // Fills pixels[tile][run][rows] with where each pixel reads runs first to end of the reduction.
+  static void point(const Correlation<T>& q, const PixelGrid& grid, const Runs& runs, const T* in, const T* zeros,
+                    int64_t first_pixel, int64_t count, int64_t first, int64_t end, const Scratch& scratch) {
     int64_t column = first_pixel % grid.columns, row = first_pixel / grid.columns % grid.rows,
             n = first_pixel / grid.columns / grid.rows;
+    T* edge = scratch.edges;
     for (int64_t i = 0; i < ceil_div(count, rows) * rows; ++i) {
-      const T** to = pixels + i / rows * rows * taps + i % rows;
-      int64_t s = first_tap % grid.column_tap_count, r = first_tap / grid.column_tap_count;
-      for (int64_t tap = 0; tap < taps; ++tap) {
+      const T** to = scratch.pixels + i / rows * rows * (end - first) + i % rows;
+      int64_t s = first % runs.across, r = first / runs.across;
+      for (int64_t run = first; run < end; ++run, to += rows) {
         const int64_t h = row * grid.stride_h + grid.row_taps[r].offset,
                       w = column * grid.stride_w + grid.column_taps[s].offset;
-        const bool inside = i < count && h >= 0 && h < grid.height && w >= 0 && w < grid.width;
-        to[tap * rows] = inside ? in + n * q.in_strides.image + h * q.in_strides.row + w * q.in_strides.column : zeros;
-        if (++s == grid.column_tap_count) s = 0, ++r;
+        const T* from = in + n * q.in_strides.image + h * q.in_strides.row + w * q.in_strides.column;
+        if (i >= count || h < 0 || h >= grid.height || w + runs.taps <= 0 || w >= grid.width) {
+          *to = zeros;
+        } else if (w >= 0 && w + runs.taps <= grid.width) {
+          *to = from;
+        } else {
+          *to = edge;
+          for (int64_t e = 0; e < runs.length; ++e) {
+            const int64_t at = w + e / q.in_channels;
+            *edge++ = at >= 0 && at < grid.width ? from[e] : T(0);
+          }
+        }
+        if (++s == runs.across) s = 0, ++r;
       }
       if (++column == grid.columns) {
         column = 0;
@@ -382,17 +414,17 @@ struct ChannelsLast {
                    int64_t end_panel) {
     const int64_t reduction = q.in_channels * grid.taps();
     const Chunks chunks(reduction);
+    const Runs runs(q, grid);
     const T* in = q.in + group * q.in_channels;
     for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
       const int64_t begin = chunk * chunks.length, end = minimum(begin + chunks.length, reduction);
-      const int64_t first_tap = begin / q.in_channels, end_tap = ceil_div(end, q.in_channels);
-      if (end > begin) point(q, grid, in, zeros, first_pixel, end_pixel - first_pixel, first_tap, end_tap, scratch.pixels);
+      const int64_t first = begin / runs.length, last = ceil_div(end, runs.length);
+      if (end > begin) point(q, grid, runs, in, zeros, first_pixel, end_pixel - first_pixel, first, last, scratch);
       for (int64_t k = first_panel; k < end_panel; ++k) {
         const int64_t left = q.out_channels - k * width, columns = minimum<int64_t>(ceil_div(left, lanes<T>), vectors);
         const int64_t channel = group * q.out_channels + k * width;
         for (int64_t pixel = 0; pixel < output.count; pixel += rows)
-          tiles[columns - 1](end - begin, begin - first_tap * q.in_channels, q.in_channels,
-                             scratch.pixels + pixel * (end_tap - first_tap),
+          tiles[columns - 1](end - begin, begin - first * runs.length, runs.length, scratch.pixels + pixel * (last - first),
                              packed + k * width * reduction + begin * columns * lanes<T>, chunk == 0,
                              q.bias && chunk == chunks.count - 1 ? q.bias + channel : nullptr, left, output.offset + pixel,
                              output.count - pixel, q.out + channel);
@@ -408,16 +440,16 @@ struct Memory {
   int64_t panels;  // of a group
   T *packed, *zeros;
   char* scratch;
-  int64_t scratch_bytes, bytes;
+  int64_t zero_count, scratch_bytes, bytes;
 
   Memory(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) {
     Workspace space(args.workspace);
     q = correlation<T>(problem, primitive, args, space);
     panels = ceil_div(q.out_channels, Core::panel_width);
     packed = space.take<T>(q.groups * panels * Core::panel_width * q.in_channels * problem.r * problem.s);
-    zeros = space.take<T>(q.in_channels);
+    zeros = space.take<T>(zero_count = ChannelsLast<T>::Runs::longest(q));
     Workspace one(nullptr);
-    (void)typename Core::Scratch(one);
+    (void)typename Core::Scratch(one, q);
     scratch_bytes = one.bytes();
     scratch = space.take<char>(scratch_bytes * args.threads);
     bytes = space.bytes();
@@ -432,7 +464,7 @@ template <class T, class Core>
 void run(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) {
   const Memory<T, Core> memory(problem, primitive, args);
   const Correlation<T>& q = memory.q;
-  for (int64_t c = 0; c < q.in_channels; ++c) memory.zeros[c] = T(0);
+  for (int64_t i = 0; i < memory.zero_count; ++i) memory.zeros[i] = T(0);
   parallel(args.threads, [&](int id, int parts) {
     for (int64_t a = 0; a < q.rows.phases; ++a)
       for (int64_t b = 0; b < q.columns.phases; ++b) {
@@ -450,7 +482,7 @@ void run(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) 
       }
     if (parts > 1) barrier();
     Workspace space(memory.scratch + id * memory.scratch_bytes);
-    const typename Core::Scratch scratch(space);
+    const typename Core::Scratch scratch(space, q);
     for (int64_t a = 0; a < q.rows.phases; ++a)
       for (int64_t b = 0; b < q.columns.phases; ++b) {
         const PixelGrid grid = q.grid(a, b);

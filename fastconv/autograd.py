@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
@@ -61,6 +62,9 @@ def call(operator: Any, *args: Any) -> Any:
     rules = _rules[operator]
     if transforming():
         return rules.apply(*args)
+    if _is_tracing():  # of torch.jit: sizes become constants, which the operator checks against its tensors
+        return operator(*(tuple(map(int, a)) if isinstance(a, tuple) else a for a in args))
+    args = unwrap_dead_wrappers(args)  # what torch.func.vjp saved, seen after it has ended
     tensors = [a for a in args if isinstance(a, Tensor)]
     if not _nothing_watches() or not all(_plain(t) for t in tensors):
         return operator(*args)
@@ -99,6 +103,7 @@ def _rules_of(operator: Any, cpu: Callable[..., Any]) -> Callable[[type[Rules]],
         _rules[operator] = rules
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            inputs = tuple(tuple(a) if isinstance(a, list) else a for a in inputs)
             ctx.save_for_backward(*rules.remember(ctx, inputs, output))
 
         name = operator.name()

@@ -533,23 +533,39 @@ def pool_call(*key: Any) -> PoolCall:
     return call
 
 
-def _pool_operand(name: str, t: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, size: Ints) -> None:
+def _pool_operand(
+    name: str, t: Tensor, x_size: Ints, y_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
+) -> None:
     checks.supported(name, t)
     checks.rank(name, t, (3, 4), "")
     dims = t.dim() - 2
-    counts = ("size", size, dims), ("kernel", kernel, dims), ("stride", stride, dims), ("padding", padding, 2 * dims)
-    for parameter, values, count in (*counts, ("dilation", dilation, dims)):
-        if len(values) != count and (kernel or parameter == "size"):
+    sizes = ("size", x_size, dims), ("output_size", y_size, dims)
+    window = (
+        ("kernel", kernel, dims),
+        ("stride", stride, dims),
+        ("padding", padding, 2 * dims),
+        ("dilation", dilation, dims),
+    )
+    for parameter, values, count in (*sizes, *(window if kernel else ())):
+        if len(values) != count:
             checks.fail(parameter, f"{count} numbers", values)
-    checks.at_least("size", size, 0)
+    checks.at_least("size", x_size, 0)
+    checks.at_least("output_size", y_size, 0)
+    if not kernel:
+        return
     checks.at_least("kernel", kernel, 1)
     checks.at_least("stride", stride, 1)
     checks.at_least("padding", padding, 0)
     checks.at_least("dilation", dilation, 1)
+    for i in range(dims):
+        span = x_size[i] + padding[2 * i] + padding[2 * i + 1] - checks.extent(kernel[i], dilation[i])
+        least, most = span // stride[i] + 1, (span + stride[i] - 1) // stride[i] + 1
+        if y_size[i] < least or y_size[i] > most:
+            checks.fail("output_size", f"from {least} to {most} (ceil_mode) for an input of {x_size[i]}", y_size[i])
 
 
 def max_pool_call(x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> PoolCall:
-    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    _pool_operand("x", x, x.shape[2:], output_size, kernel, stride, padding, dilation)
     y_shape = (*x.shape[:2], *output_size)
     last = suggests_channels_last(x)
     return pool_call(tuple(x.shape), y_shape, kernel, stride, padding, dilation, True, 0, x.dtype, last)
@@ -559,7 +575,7 @@ def average_pool_call(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> PoolCall:
     dilation = (1,) * len(kernel)
-    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    _pool_operand("x", x, x.shape[2:], output_size, kernel, stride, padding, dilation)
     y_shape = (*x.shape[:2], *output_size)
     last = suggests_channels_last(x)
     return pool_call(
@@ -592,7 +608,7 @@ def _max_pool_gradient_call(
 def _max_pool_gradient_checks(
     name: str, t: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> None:
-    _pool_operand(name, t, kernel, stride, padding, dilation, size)
+    _pool_operand(name, t, size, index.shape[2:], kernel, stride, padding, dilation)
     _index_choice(_kind_of(index), kernel)
     if t.device != index.device:
         checks.fail("index device", str(t.device), index.device)
@@ -621,7 +637,7 @@ def average_pool_backward_cpu(
     gy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> Tensor:
     dilation = (1,) * len(kernel)
-    _pool_operand("gy", gy, kernel, stride, padding, dilation, size)
+    _pool_operand("gy", gy, size, gy.shape[2:], kernel, stride, padding, dilation)
     x_shape = (*gy.shape[:2], *size)
     last = suggests_channels_last(gy)
     call = pool_call(
@@ -633,7 +649,7 @@ def average_pool_backward_cpu(
 def max_pool_fake(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, index: str
 ) -> tuple[Tensor, Tensor]:
-    _pool_operand("x", x, kernel, stride, padding, dilation, output_size)
+    _pool_operand("x", x, x.shape[2:], output_size, kernel, stride, padding, dilation)
     _index_choice(index, kernel)
     shape, last = (*x.shape[:2], *output_size), suggests_channels_last(x)
     positions = x.new_empty(0, dtype=torch.uint8) if index == "none" else _fake(x, shape, last, INDEX_DTYPES[index])
@@ -655,14 +671,14 @@ def max_pool_gather_fake(v: Tensor, index: Tensor, kernel: Ints, stride: Ints, p
 def average_pool_fake(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> Tensor:
-    _pool_operand("x", x, kernel, stride, padding, (1,) * len(kernel), output_size)
+    _pool_operand("x", x, x.shape[2:], output_size, kernel, stride, padding, (1,) * len(kernel))
     return _fake(x, (*x.shape[:2], *output_size), suggests_channels_last(x))
 
 
 def average_pool_backward_fake(
     gy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> Tensor:
-    _pool_operand("gy", gy, kernel, stride, padding, (1,) * len(kernel), size)
+    _pool_operand("gy", gy, size, gy.shape[2:], kernel, stride, padding, (1,) * len(kernel))
     return _fake(gy, (*gy.shape[:2], *size), suggests_channels_last(gy))
 
 
@@ -894,7 +910,9 @@ def conv_forward_flops(x: Ints, w: Ints, b: Any, *args: Any, out_shape: Any = No
 
 
 @register_flop_formula(torch.ops.fastconv.conv_input_gradient)
-def conv_input_gradient_flops(gy: Ints, w: Ints, b: Any, size: Ints, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def conv_input_gradient_flops(
+    gy: Ints, w: Ints, b: Any, size: Ints, *args: Any, out_shape: Any = None, **_: Any
+) -> int:
     return _conv_flops(out_shape[1], w, gy, args[3])
 
 

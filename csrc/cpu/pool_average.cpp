@@ -20,12 +20,13 @@ FASTCONV_INLINE Vec<Compute<T>> column_terms(const PoolProblem& problem, const A
 
 // NCHW, fixed windows of stride 1 or 2. A row of the gradient: first the windows' rows are summed into a line with borders,
 // then for each of the positions congruent modulo the stride the windows' columns.
-template <class T, int stride>
+template <class T, int stride, int taps>
 void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads) {
   using C = Compute<T>;
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const int64_t before = (columns.kernel - 1) / stride;  // a position sees the windows q - before … q
+  const int64_t kernel = taps ? taps : columns.kernel;
+  const int64_t before = (kernel - 1) / stride;  // a position sees the windows q - before … q
   const int64_t tile = (line_capacity<C> - before) / step * step / stride - 2 * step;
   const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
   parallel(threads, [&](int id, int parts) {
@@ -50,9 +51,11 @@ void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads)
         });
         for (int64_t j = 0; j < count; j += step) {
           Vec<C> sums[stride] = {};
+#pragma GCC unroll 2
           for (int phase = 0; phase < stride; ++phase)
-            for (int64_t t = (columns.kernel - 1 - phase) / stride; phase + t * stride < columns.kernel && t >= 0; --t)
-              sums[phase] += load(line + j + before - t);
+#pragma GCC unroll 4
+            for (int64_t s = last_tap(kernel, phase, stride); s >= 0; s -= stride)
+              sums[phase] += load(line + j + before - s / stride);
           if constexpr (stride == 1) {
             store(out + j, sums[0]);
           } else {
@@ -106,33 +109,49 @@ void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int 
   using C = Compute<T>;
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  share_channel_blocks<C>(problem.n * problem.h * problem.w, problem.c, threads, [&](int64_t in, int64_t c, int64_t count) {
-    const int64_t w = in % problem.w, h = in / problem.w % problem.h, n = in / problem.w / problem.h;
-    const Range above = rows.covering(h), beside = columns.covering(w);
-    const T* from = gy + n * problem.p * problem.q * problem.c + c;
-    T* to = gx + in * problem.c + c;
-    const auto factor = [&](int64_t p, int64_t q) {
-      return row_factor<C>(problem, rows.window(p)) * column_factor<C>(problem, columns.window(q));
-    };
-    // Away from the borders the divisors are all the same, and one division is enough.
-    bool same = true;
-    const C common = above.begin < above.end && beside.begin < beside.end ? factor(above.begin, beside.begin) : C(1);
-    for (int64_t p = above.begin; p < above.end; ++p) same &= factor(p, beside.begin) == common;
-    for (int64_t q = beside.begin; q < beside.end; ++q) same &= factor(above.begin, q) == common;
-    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
-      Vec<C> sums[vectors.count] = {};
-      for (int64_t p = above.begin; p < above.end; ++p)
-        for (int64_t q = beside.begin; q < beside.end; ++q) {
-          const T* source = from + (p * problem.q + q) * problem.c + i;
-          const Vec<C> divisor = splat(same ? C(1) : factor(p, q));
-          for (int v = 0; v < vectors.count; ++v) {
-            const Vec<C> term = load_part(source + v * step, m);
-            sums[v] += same ? term : term / divisor;
+  struct Row {
+    const T* image;
+    Range above;
+  };
+  struct Column {
+    Range beside;
+    C common;   // the windows' divisor, if they all have
+    bool same;  // the same: then one division is enough
+  };
+  const auto factor = [&](int64_t p, int64_t q) {
+    return row_factor<C>(problem, rows.window(p)) * column_factor<C>(problem, columns.window(q));
+  };
+  share_channel_blocks<C>(
+      problem.n, problem.h, problem.w, problem.c, threads,
+      [&](int64_t n, int64_t h) { return Row{gy + n * problem.p * problem.q * problem.c, rows.covering(h)}; },
+      [&](const Row& row, int64_t w) {
+        const Range above = row.above, beside = columns.covering(w);
+        if (above.begin >= above.end || beside.begin >= beside.end) return Column{beside, 1, true};
+        const C common = factor(above.begin, beside.begin);
+        bool same = true;
+        for (int64_t p = above.begin + 1; p < above.end; ++p) same &= factor(p, beside.begin) == common;
+        for (int64_t q = beside.begin + 1; q < beside.end; ++q) same &= factor(above.begin, q) == common;
+        return Column{beside, common, same};
+      },
+      [&](int64_t in, const Row& row, const Column& column, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+        each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+          Vec<C> sums[vectors.count] = {};
+          for (int64_t p = row.above.begin; p < row.above.end; ++p) {
+            const T* from = row.image + (p * problem.q + column.beside.begin) * problem.c + c + i;
+            for (int64_t q = column.beside.begin; q < column.beside.end; ++q, from += problem.c) {
+              if (column.same) {
+                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(from + v * step, m);
+              } else {
+                const Vec<C> divisor = splat(factor(p, q));
+                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(from + v * step, m) / divisor;
+              }
+            }
           }
-        }
-      for (int v = 0; v < vectors.count; ++v) store_part(to + i + v * step, same ? sums[v] / splat(common) : sums[v], m);
-    });
-  });
+          const Vec<C> divisor = splat(column.common);
+          for (int v = 0; v < vectors.count; ++v)
+            store_part(gx + in * problem.c + c + i + v * step, column.same ? sums[v] / divisor : sums[v], m);
+        });
+      });
 }
 
 template <class T>
@@ -146,8 +165,13 @@ void backward_of(const PoolProblem& problem, const void* gy, void* gx, int threa
   T* to = static_cast<T*>(gx);
   if (problem.layout == Layout::channels_last) return backward_channels_last(problem, from, to, threads);
   const bool lines = !problem.adaptive && problem.q >= lanes<Compute<T>> && problem.s <= line_capacity<Compute<T>> / 4;
-  if (lines && problem.stride_w == 1) return backward_lines<T, 1>(problem, from, to, threads);
-  if (lines && problem.stride_w == 2) return backward_lines<T, 2>(problem, from, to, threads);
+  if (lines && problem.stride_w == 1)
+    return problem.s == 3 ? backward_lines<T, 1, 3>(problem, from, to, threads)
+                          : backward_lines<T, 1, 0>(problem, from, to, threads);
+  if (lines && problem.stride_w == 2)
+    return problem.s == 2   ? backward_lines<T, 2, 2>(problem, from, to, threads)
+           : problem.s == 3 ? backward_lines<T, 2, 3>(problem, from, to, threads)
+                            : backward_lines<T, 2, 0>(problem, from, to, threads);
   return backward_wide(problem, from, to, threads);
 }
 

@@ -99,11 +99,13 @@ template <class C>
 int64_t ring_columns(const Axis& rows, const Axis& columns) {
   if (rows.adaptive || rows.kernel > ring_rows || rows.dilation > ring_rows) return 0;
   const int64_t slots = (rows.kernel - 1) * rows.dilation + 1;
-  return slots > ring_rows ? 0 : tile_columns<C>(columns, 2 * line_capacity<C> / slots - lanes<C>);
+  return slots > ring_rows ? 0 : tile_columns<C>(columns, 2 * line_capacity<C> / slots - 8 * lanes<C>);
 }
 
-// NCHW, fixed windows: vectorised along the width, with the rows of the windows kept as lines with borders.
-template <class T, MaxIndex kind, int fixed_stride>
+// NCHW, fixed windows: vectorised along the width, with the rows of the windows kept as lines with borders. With a stride of 2
+// a line is kept as its even and its odd columns, so that every tap is a vector of neighbours. `taps` is the width of a kernel
+// without dilation if known beforehand, else 0.
+template <class T, MaxIndex kind, int fixed_stride, int taps>
 void forward_lines(const PoolProblem& problem, const T* x, T* y, IndexType<kind>* index, int threads) {
   using C = Compute<T>;
   using Code = CodeOf<C>;
@@ -111,9 +113,11 @@ void forward_lines(const PoolProblem& problem, const T* x, T* y, IndexType<kind>
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const Codes<kind> codes(problem);
   const int64_t width = problem.w, slots = (rows.kernel - 1) * rows.dilation + 1, tile = ring_columns<C>(rows, columns);
-  const int64_t pitch = 2 * line_capacity<C> / slots / step * step;
+  const int64_t pitch = 2 * line_capacity<C> / slots / (4 * step) * (4 * step);
+  const int64_t kernel = taps ? taps : columns.kernel;
   parallel(threads, [&](int id, int parts) {
     alignas(64) C lines[2 * line_capacity<C>];
+    alignas(64) C whole[fixed_stride == 2 ? 2 * line_capacity<C> : 1];
     alignas(64) Code first_taps[line_capacity<C> + step];
     int64_t kept[ring_rows];  // which row of the input each line has
     const Range mine = share(problem.n * problem.c * problem.p, id, parts);
@@ -135,19 +139,33 @@ void forward_lines(const PoolProblem& problem, const T* x, T* y, IndexType<kind>
           if (kept[slot] == row) continue;
           kept[slot] = row;
           const T* from = x + (plane * problem.h + row) * width;
-          fill_line(lines + slot * pitch, length, start, width, -C(__builtin_inf()),
+          C* line = lines + slot * pitch;
+          fill_line(fixed_stride == 2 ? whole : line, length, start, width, -C(__builtin_inf()),
                     [&](int64_t column, int n) FASTCONV_INLINE_LAMBDA { return load_part(from + column, n); });
+          if constexpr (fixed_stride == 2)
+            for (int64_t i = 0; i < length; i += 2 * step) {
+              const Vec<C> a = load(whole + i), b = load(whole + i + step);
+              store(line + i / 2, even_lanes<C>(a, b));
+              store(line + pitch / 2 + i / 2, odd_lanes<C>(a, b));
+            }
         }
+        const C* line_of[ring_rows];
+        for (int64_t i = 0; i < across.count; ++i) line_of[i] = lines + (across.first + i * across.step) % slots * pitch;
         const int64_t out = item * problem.q + first;
         for (int64_t j = 0; j < count; j += step) {
           Vec<C> best = splat(-C(__builtin_inf()));
           Mask<C> code = load(first_taps + j) + Code(across.tap * codes.row);
           for (int64_t i = 0; i < across.count; ++i) {
-            const C* line = lines + (across.first + i * across.step) % slots * pitch + j * columns.stride;
-            const int64_t row_code = (across.tap + i) * codes.row;
-            for (int64_t s = 0; s < columns.kernel; ++s)
-              take_larger<C>(best, code, load_strided<fixed_stride>(line + s * columns.dilation, columns.stride),
-                             splat_code<C>(row_code + s * codes.column));
+            Mask<C> its_code = splat_code<C>((across.tap + i) * codes.row);
+#pragma GCC unroll 3
+            for (int64_t s = 0; s < kernel; ++s) {
+              const int64_t t = taps ? s : s * columns.dilation;
+              const Vec<C> value = fixed_stride == 2
+                                       ? load(line_of[i] + j + t % 2 * (pitch / 2) + t / 2)
+                                       : load_strided<fixed_stride>(line_of[i] + j * columns.stride + t, columns.stride);
+              take_larger<C>(best, code, value, its_code);
+              its_code += splat_code<C>(codes.column);
+            }
           }
           const int n = int(minimum<int64_t>(step, count - j));
           store_part(y + out + j, best, n);
@@ -166,32 +184,43 @@ void forward_channels_last(const PoolProblem& problem, const T* x, T* y, IndexTy
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const Codes<kind> codes(problem);
   const int64_t pixel = problem.c, row = problem.w * pixel;
-  share_channel_blocks<C>(problem.n * problem.p * problem.q, problem.c, threads, [&](int64_t out, int64_t c, int64_t count) {
-    const int64_t q = out % problem.q, p = out / problem.q % problem.p, n = out / problem.q / problem.p;
-    const Span across = rows.window(p), along = columns.window(q);
-    const int64_t origin = rows.start(p) * problem.w + columns.start(q);
-    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
-      Vec<C> best[vectors.count];
-      Mask<C> code[vectors.count];
-      for (int v = 0; v < vectors.count; ++v) {
-        best[v] = splat(-C(__builtin_inf()));
-        code[v] = splat_code<C>(across.tap * codes.row + along.tap * codes.column);
-      }
-      for (int64_t r = 0; r < across.count; ++r) {
-        const T* from = x + (n * problem.h + across.first + r * across.step) * row + along.first * pixel + c + i;
-        const int64_t row_code = (across.tap + r) * codes.row;
-        for (int64_t s = 0; s < along.count; ++s, from += along.step * pixel) {
-          const Mask<C> its_code = splat_code<C>(row_code + (along.tap + s) * codes.column);
-          for (int v = 0; v < vectors.count; ++v) take_larger<C>(best[v], code[v], load_part(from + v * step, m), its_code);
-        }
-      }
-      for (int v = 0; v < vectors.count; ++v) {
-        const int64_t at = out * pixel + c + i + v * step;
-        store_part(y + at, best[v], m);
-        store_index<kind, C>(index + at, code[v], origin, 0, m);
-      }
-    });
-  });
+  struct Row {
+    const T* image;
+    Span across;
+    int64_t start;  // of the windows, in the plane
+  };
+  struct Column {
+    Span along;
+    int64_t start;
+  };
+  share_channel_blocks<C>(
+      problem.n, problem.p, problem.q, problem.c, threads,
+      [&](int64_t n, int64_t p) { return Row{x + n * problem.h * row, rows.window(p), rows.start(p) * problem.w}; },
+      [&](const Row&, int64_t q) { return Column{columns.window(q), columns.start(q)}; },
+      [&](int64_t out, const Row& at, const Column& column, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+        const Span across = at.across, along = column.along;
+        each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+          Vec<C> best[vectors.count];
+          Mask<C> code[vectors.count];
+          for (int v = 0; v < vectors.count; ++v) {
+            best[v] = splat(-C(__builtin_inf()));
+            code[v] = splat_code<C>(across.tap * codes.row + along.tap * codes.column);
+          }
+          for (int64_t r = 0; r < across.count; ++r) {
+            const T* from = at.image + (across.first + r * across.step) * row + along.first * pixel + c + i;
+            const int64_t row_code = (across.tap + r) * codes.row;
+            for (int64_t s = 0; s < along.count; ++s, from += along.step * pixel) {
+              const Mask<C> its_code = splat_code<C>(row_code + (along.tap + s) * codes.column);
+              for (int v = 0; v < vectors.count; ++v) take_larger<C>(best[v], code[v], load_part(from + v * step, m), its_code);
+            }
+          }
+          for (int v = 0; v < vectors.count; ++v) {
+            const int64_t to = out * pixel + c + i + v * step;
+            store_part(y + to, best[v], m);
+            store_index<kind, C>(index + to, code[v], at.start + column.start, 0, m);
+          }
+        });
+      });
 }
 
 template <class T, MaxIndex kind>
@@ -202,9 +231,15 @@ void forward_with_index(const PoolProblem& problem, const T* x, T* y, IndexType<
   if (problem.layout == Layout::channels_last) return forward_channels_last<T, kind>(problem, x, y, index, threads);
   const bool wide = problem.q < lanes<C> / 2 && problem.s >= lanes<C>;  // would leave lanes empty
   if (ring_columns<C>(rows, columns) <= 0 || wide) return forward_any<T, kind>(problem, x, y, index, threads);
-  if (columns.stride == 1) return forward_lines<T, kind, 1>(problem, x, y, index, threads);
-  if (columns.stride == 2) return forward_lines<T, kind, 2>(problem, x, y, index, threads);
-  return forward_lines<T, kind, 0>(problem, x, y, index, threads);
+  const int64_t taps = columns.dilation == 1 ? columns.kernel : 0;
+  if (columns.stride == 1)
+    return taps == 3 ? forward_lines<T, kind, 1, 3>(problem, x, y, index, threads)
+                     : forward_lines<T, kind, 1, 0>(problem, x, y, index, threads);
+  if (columns.stride == 2)
+    return taps == 2   ? forward_lines<T, kind, 2, 2>(problem, x, y, index, threads)
+           : taps == 3 ? forward_lines<T, kind, 2, 3>(problem, x, y, index, threads)
+                       : forward_lines<T, kind, 2, 0>(problem, x, y, index, threads);
+  return forward_lines<T, kind, 0, 0>(problem, x, y, index, threads);
 }
 
 template <class T>

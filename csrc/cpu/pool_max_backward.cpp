@@ -16,28 +16,33 @@ constexpr int64_t invalid = -1, nothing = -2;
 
 // Where the indices of one problem point: the position in the input plane, `invalid` or `nothing`.
 template <MaxIndex kind>
-struct Positions {
-  Axis rows, columns;
-  int64_t plane, pitch, codes;
-  bool windows_may_be_empty;
-
-  explicit Positions(const PoolProblem& p)
-      : rows(vertical(p)),
-        columns(horizontal(p)),
-        plane(p.h * p.w),
-        pitch(columns.positions()),
-        codes(rows.positions() * pitch),
-        windows_may_be_empty(!p.adaptive && (rows.may_be_empty() || columns.may_be_empty())) {}
-
-  int64_t operator()(int64_t p, int64_t q, int64_t index) const {
-    if (kind == MaxIndex::plane) {
-      if (windows_may_be_empty && (rows.window(p).count == 0 || columns.window(q).count == 0)) return nothing;
-      return index < 0 || index >= plane ? invalid : index;
+class Positions {
+ public:
+  explicit Positions(const PoolProblem& p) : width_(p.w), plane_(p.h * p.w) {
+    if (kind == MaxIndex::plane) return;
+    const int64_t pitch = horizontal(p).positions();
+    codes_ = vertical(p).positions() * pitch;
+    for (int64_t code = 0; code < codes_; ++code) {
+      row_taps_[code] = uint8_t(code / pitch);
+      column_taps_[code] = uint8_t(code % pitch);
     }
-    if (index >= codes) return invalid;
-    const int64_t row = rows.position(p, index / pitch), column = columns.position(q, index % pitch);
-    return row < 0 || column < 0 ? nothing : row * columns.in + column;
   }
+
+  // Of the window at rows `across` and columns `along`.
+  FASTCONV_INLINE int64_t operator()(const Span& across, const Span& along, int64_t index) const {
+    if (kind == MaxIndex::plane) {
+      if (across.count == 0 || along.count == 0) return nothing;
+      return index < 0 || index >= plane_ ? invalid : index;
+    }
+    if (index >= codes_) return invalid;
+    const int64_t i = row_taps_[index] - across.tap, j = column_taps_[index] - along.tap;
+    if (i < 0 || i >= across.count || j < 0 || j >= along.count) return nothing;
+    return (across.first + i * across.step) * width_ + along.first + j * along.step;
+  }
+
+ private:
+  int64_t width_, plane_, codes_ = 0;
+  uint8_t row_taps_[256], column_taps_[256];
 };
 
 // Sums of the 16-bit types are formed in float, in a plane of their own: this one, or as many parts of it as memory allows.
@@ -63,12 +68,12 @@ class FloatPlane {
 };
 
 // Any problem and any indices inside the plane, in blocks of channels of one image: a block's gradient belongs to one thread.
-template <class T, MaxIndex kind>
+template <class T, MaxIndex kind, bool last>
 bool backward_scattered(const PoolProblem& problem, const T* gy, const IndexType<kind>* index, T* gx, int threads) {
   using C = Compute<T>;
   constexpr bool widen = sizeof(T) < sizeof(C);
+  const Axis rows = vertical(problem), columns = horizontal(problem);
   const Positions<kind> positions(problem);
-  const bool last = problem.layout == Layout::channels_last;
   const int64_t block = last ? minimum<int64_t>(problem.c, widen ? 16 : 64) : 1, blocks = (problem.c + block - 1) / block;
   const int64_t pixel = last ? problem.c : 1, inputs = problem.h * problem.w, outputs = problem.p * problem.q;
   bool valid = true;
@@ -79,7 +84,7 @@ bool backward_scattered(const PoolProblem& problem, const T* gy, const IndexType
     // Positions that are summed at a time: all, unless they need sums in float and memory is short.
     const int64_t span = widen ? maximum<int64_t>(sums.capacity() / block, 1) : inputs;
     for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const int64_t n = item / blocks, begin = item % blocks * block, count = minimum(block, problem.c - begin);
+      const int64_t n = item / blocks, begin = item % blocks * block, count = last ? minimum(block, problem.c - begin) : 1;
       const int64_t offset = last ? begin : begin * inputs;
       const int64_t out_offset = n * problem.c * outputs + (last ? begin : begin * outputs);
       T* image = gx + n * problem.c * inputs + offset;
@@ -90,11 +95,13 @@ bool backward_scattered(const PoolProblem& problem, const T* gy, const IndexType
         else
           for (int64_t i = from; i < to; ++i)
             for (int64_t c = 0; c < count; ++c) image[i * pixel + c] = 0;
-        for (int64_t p = 0; p < problem.p; ++p)
+        for (int64_t p = 0; p < problem.p; ++p) {
+          const Span across = rows.window(p);
           for (int64_t q = 0; q < problem.q; ++q) {
+            const Span along = columns.window(q);
             const int64_t out = out_offset + (p * problem.q + q) * pixel;
             for (int64_t c = 0; c < count; ++c) {
-              const int64_t position = positions(p, q, index[out + c]);
+              const int64_t position = positions(across, along, index[out + c]);
               if (position == invalid) mine_valid = false;
               if (position < from || position >= to) continue;
               if constexpr (widen)
@@ -103,6 +110,7 @@ bool backward_scattered(const PoolProblem& problem, const T* gy, const IndexType
                 image[position * pixel + c] += gy[out + c];
             }
           }
+        }
         if constexpr (widen)
           for (int64_t i = from; i < to; ++i)
             for (int64_t c = 0; c < count; ++c) store_one(image + i * pixel + c, sums.data()[(i - from) * count + c]);
@@ -121,32 +129,42 @@ bool backward_channels_last(const PoolProblem& problem, const T* gy, const uint8
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t pitch = columns.positions(), codes = rows.positions() * pitch, pixel = problem.c;
   bool valid = true;
-  share_channel_blocks<C>(problem.n * problem.h * problem.w, problem.c, threads, [&](int64_t in, int64_t c, int64_t count) {
-    const int64_t w = in % problem.w, h = in / problem.w % problem.h, n = in / problem.w / problem.h;
-    const Range above = rows.covering(h), beside = columns.covering(w);
-    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
-      Vec<C> sums[vectors.count] = {};
-      Mask<C> bad{};
-      for (int64_t p = above.begin; p < above.end; ++p) {
-        const int64_t r = rows.tap(p, h);
-        if (r < 0) continue;
-        for (int64_t q = beside.begin; q < beside.end; ++q) {
-          const int64_t s = columns.tap(q, w);
-          if (s < 0) continue;
-          const int64_t at = ((n * problem.p + p) * problem.q + q) * pixel + c + i;
-          const Mask<C> here = splat_code<C>(r * pitch + s);
-          for (int v = 0; v < vectors.count; ++v) {
-            const Mask<C> its_code = load_codes_part<C>(index + at + v * step, m);
-            const Vec<C> term = load_part(gy + at + v * step, m);
-            sums[v] += its_code == here ? term : Vec<C>{};
-            bad |= its_code >= splat_code<C>(codes);
+  struct Row {
+    int64_t image, h;  // the first pixel of the image's outputs
+    Range above;
+  };
+  struct Column {
+    int64_t w;
+    Range beside;
+  };
+  share_channel_blocks<C>(
+      problem.n, problem.h, problem.w, problem.c, threads,
+      [&](int64_t n, int64_t h) { return Row{n * problem.p * problem.q, h, rows.covering(h)}; },
+      [&](const Row&, int64_t w) { return Column{w, columns.covering(w)}; },
+      [&](int64_t in, const Row& row, const Column& column, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+        each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+          Vec<C> sums[vectors.count] = {};
+          Mask<C> bad{};
+          for (int64_t p = row.above.begin; p < row.above.end; ++p) {
+            const int64_t r = rows.tap(p, row.h);
+            if (r < 0) continue;
+            for (int64_t q = column.beside.begin; q < column.beside.end; ++q) {
+              const int64_t s = columns.tap(q, column.w);
+              if (s < 0) continue;
+              const int64_t at = (row.image + p * problem.q + q) * pixel + c + i;
+              const Mask<C> here = splat_code<C>(r * pitch + s);
+              for (int v = 0; v < vectors.count; ++v) {
+                const Mask<C> its_code = load_codes_part<C>(index + at + v * step, m);
+                const Vec<C> term = load_part(gy + at + v * step, m);
+                sums[v] += its_code == here ? term : Vec<C>{};
+                bad |= its_code >= splat_code<C>(codes);
+              }
+            }
           }
-        }
-      }
-      for (int v = 0; v < vectors.count; ++v) store_part(gx + in * pixel + c + i + v * step, sums[v], m);
-      if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
-    });
-  });
+          for (int v = 0; v < vectors.count; ++v) store_part(gx + in * pixel + c + i + v * step, sums[v], m);
+          if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
+        });
+      });
   return valid;
 }
 
@@ -154,15 +172,17 @@ bool backward_channels_last(const PoolProblem& problem, const T* gy, const uint8
 constexpr int64_t ring_rows = 8;
 
 // The same in NCHW, for stride 1 or 2 along the width, without dilation: vectorised along the width, for each of the positions
-// congruent modulo the stride, from lines with borders of the outputs' gradients and indices.
-template <class T, int stride>
+// congruent modulo the stride, from lines with borders of the outputs' gradients and indices. `taps` is the kernel's width if
+// known beforehand, else 0.
+template <class T, int stride, int taps>
 bool backward_lines(const PoolProblem& problem, const T* gy, const uint8_t* index, T* gx, int threads) {
   using C = Compute<T>;
   using Code = CodeOf<C>;
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t slots = (rows.kernel - 1) / rows.stride + 1, pitch = line_capacity<C> / slots / step * step;
-  const int64_t before = (columns.kernel - 1) / stride;  // a position sees the windows q - before … q
+  const int64_t kernel = taps ? taps : columns.kernel;
+  const int64_t before = (kernel - 1) / stride;  // a position sees the windows q - before … q
   const int64_t tile = (pitch - before) / step * step - 2 * step;
   const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
   bool valid = true;
@@ -198,14 +218,19 @@ bool backward_lines(const PoolProblem& problem, const T* gy, const uint8_t* inde
             return its_codes;
           });
         }
+        int64_t line_of[ring_rows];
+        for (int64_t p = above.begin; p < above.end; ++p) line_of[p - above.begin] = p % slots * pitch + before;
         for (int64_t j = 0; j < count; j += step) {
           Vec<C> sums[stride] = {};
           for (int64_t p = above.begin; p < above.end; ++p) {
-            const int64_t line = p % slots * pitch + j + before, row_code = rows.tap(p, h) * columns.kernel;
+            const int64_t line = line_of[p - above.begin] + j;
+            const Mask<C> row_code = splat_code<C>(rows.tap(p, h) * kernel);
+#pragma GCC unroll 2
             for (int phase = 0; phase < stride; ++phase)
-              for (int64_t s = columns.kernel - 1 - (columns.kernel - 1 - phase + stride) % stride; s >= 0; s -= stride) {
+#pragma GCC unroll 4
+              for (int64_t s = last_tap(kernel, phase, stride); s >= 0; s -= stride) {
                 const int64_t at = line - s / stride;
-                sums[phase] += load(codes + at) == splat_code<C>(row_code + s) ? load(terms + at) : Vec<C>{};
+                sums[phase] += load(codes + at) == row_code + splat_code<C>(s) ? load(terms + at) : Vec<C>{};
               }
           }
           if constexpr (stride == 1) {
@@ -229,19 +254,29 @@ template <class T>
 bool backward_of(const PoolProblem& problem, const void* gy, const void* index, MaxIndex kind, void* gx, int threads) {
   const T* from = static_cast<const T*>(gy);
   T* to = static_cast<T*>(gx);
-  if (kind == MaxIndex::plane)
-    return backward_scattered<T, MaxIndex::plane>(problem, from, static_cast<const int64_t*>(index), to, threads);
+  const bool last = problem.layout == Layout::channels_last;
+  if (kind == MaxIndex::plane) {
+    const int64_t* positions = static_cast<const int64_t*>(index);
+    return last ? backward_scattered<T, MaxIndex::plane, true>(problem, from, positions, to, threads)
+                : backward_scattered<T, MaxIndex::plane, false>(problem, from, positions, to, threads);
+  }
   const uint8_t* codes = static_cast<const uint8_t*>(index);
-  if (problem.layout == Layout::channels_last) return backward_channels_last(problem, from, codes, to, threads);
+  if (last) return backward_channels_last(problem, from, codes, to, threads);
   const bool lines = !problem.adaptive && problem.dilation_h == 1 && problem.dilation_w == 1 &&
                      problem.q >= lanes<Compute<T>> / 2 && (problem.r - 1) / problem.stride_h < ring_rows;
-  if (lines && problem.stride_w == 1) return backward_lines<T, 1>(problem, from, codes, to, threads);
-  if (lines && problem.stride_w == 2) return backward_lines<T, 2>(problem, from, codes, to, threads);
-  return backward_scattered<T, MaxIndex::window>(problem, from, codes, to, threads);
+  if (lines && problem.stride_w == 1)
+    return problem.s == 3 ? backward_lines<T, 1, 3>(problem, from, codes, to, threads)
+                          : backward_lines<T, 1, 0>(problem, from, codes, to, threads);
+  if (lines && problem.stride_w == 2)
+    return problem.s == 2   ? backward_lines<T, 2, 2>(problem, from, codes, to, threads)
+           : problem.s == 3 ? backward_lines<T, 2, 3>(problem, from, codes, to, threads)
+                            : backward_lines<T, 2, 0>(problem, from, codes, to, threads);
+  return backward_scattered<T, MaxIndex::window, false>(problem, from, codes, to, threads);
 }
 
 template <class T, MaxIndex kind>
 bool gather(const PoolProblem& problem, const T* v, const IndexType<kind>* index, T* y, int threads) {
+  const Axis rows = vertical(problem), columns = horizontal(problem);
   const Positions<kind> positions(problem);
   const bool last = problem.layout == Layout::channels_last;
   // Innermost: the channels of a pixel, or the only plane of an image that has one channel.
@@ -253,12 +288,15 @@ bool gather(const PoolProblem& problem, const T* v, const IndexType<kind>* index
     for (int64_t item = mine.begin; item < mine.end; ++item) {
       const int64_t image = item / problem.p, p = item % problem.p;
       const T* from = v + image * problem.h * problem.w * inner;
-      for (int64_t q = 0; q < problem.q; ++q)
+      const Span across = rows.window(p);
+      for (int64_t q = 0; q < problem.q; ++q) {
+        const Span along = columns.window(q);
         for (int64_t c = 0; c < inner; ++c) {
-          const int64_t out = (item * problem.q + q) * inner + c, position = positions(p, q, index[out]);
+          const int64_t out = (item * problem.q + q) * inner + c, position = positions(across, along, index[out]);
           if (position == invalid) mine_valid = false;
           y[out] = position < 0 ? T{} : from[position * inner + c];
         }
+      }
     }
     if (!mine_valid) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
   });

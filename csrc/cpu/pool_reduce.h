@@ -169,16 +169,21 @@ void reduce_channels_last(const PoolProblem& problem, const T* x, T* y, int thre
   using C = Compute<T>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t pixel = problem.c, row = problem.w * pixel;
-  share_channel_blocks<C>(problem.n * problem.p * problem.q, problem.c, threads, [&](int64_t out, int64_t c, int64_t count) {
-    const int64_t q = out % problem.q, p = out / problem.q % problem.p, n = out / problem.q / problem.p;
-    const Span across = rows.window(p), along = columns.window(q);
-    const Vec<C> divisor = splat(row_factor<C>(problem, across) * column_factor<C>(problem, along));
-    const T* from = x + n * problem.h * row + c;
-    T* to = y + out * pixel + c;
-    each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
-      reduce_channels<T, Op, vectors.count>(from + i, row, across, pixel, along, divisor, to + i, m);
-    });
-  });
+  struct Row {
+    const T* image;
+    Span across;
+  };
+  share_channel_blocks<C>(
+      problem.n, problem.p, problem.q, problem.c, threads,
+      [&](int64_t n, int64_t p) { return Row{x + n * problem.h * row, rows.window(p)}; },
+      [&](const Row&, int64_t q) { return columns.window(q); },
+      [&](int64_t out, const Row& at, const Span& along, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+        const Vec<C> divisor = splat(row_factor<C>(problem, at.across) * column_factor<C>(problem, along));
+        each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+          reduce_channels<T, Op, vectors.count>(at.image + c + i, row, at.across, pixel, along, divisor,
+                                                y + out * pixel + c + i, m);
+        });
+      });
 }
 
 template <class T, class Op>

@@ -112,6 +112,20 @@ FASTCONV_INLINE Vec<C> interleaved_high(Vec<C> a, Vec<C> b) {
     return __builtin_shuffle(a, b, M{1, 3});
 }
 
+template <class C>
+FASTCONV_INLINE Vec<C> odd_lanes(Vec<C> a, Vec<C> b) {
+  constexpr int n = lanes<C>;
+  using M = Mask<C>;
+  if constexpr (n == 16)
+    return __builtin_shuffle(a, b, M{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+  else if constexpr (n == 8)
+    return __builtin_shuffle(a, b, M{1, 3, 5, 7, 9, 11, 13, 15});
+  else if constexpr (n == 4)
+    return __builtin_shuffle(a, b, M{1, 3, 5, 7});
+  else
+    return __builtin_shuffle(a, b, M{1, 3});
+}
+
 // Lane i from p[i * stride]. `fixed` is the stride if it is 1 or 2, where vectors are loaded (2 * lanes values for 2), else 0.
 template <int fixed, class C>
 FASTCONV_INLINE Vec<C> load_strided(const C* p, int64_t stride) {
@@ -145,20 +159,24 @@ FASTCONV_INLINE void fill_line(C* line, int64_t length, int64_t column, int64_t 
   for (; i < length; i += step) store(line + i, splat(border));
 }
 
-// NHWC: calls body(pixel, channel, count) for blocks of channels of every pixel: block_vectors whole vectors, or what is left
-// of them.
+// NHWC: calls body(pixel, row, column, c, count) for blocks of channels of every pixel of `images` images: block_vectors whole
+// vectors, or what is left of them. `row` is what at_row(image, h) gave and `column` what at_column(row, w) gave.
 constexpr int block_vectors = 4;
-template <class C, class Body>
-void share_channel_blocks(int64_t pixels, int64_t channels, int threads, const Body& body) {
+template <class C, class AtRow, class AtColumn, class Body>
+void share_channel_blocks(int64_t images, int64_t height, int64_t width, int64_t channels, int threads, const AtRow& at_row,
+                          const AtColumn& at_column, const Body& body) {
   constexpr int64_t block = block_vectors * lanes<C>;
   const int64_t blocks = (channels + block - 1) / block;
   parallel(threads, [&](int id, int parts) {
-    const Range mine = share(pixels * blocks, id, parts);
-    int64_t pixel = mine.begin / blocks, begin = mine.begin % blocks * block;
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      body(pixel, begin, minimum(block, channels - begin));
-      begin += block;
-      if (begin >= channels) begin = 0, ++pixel;
+    const Range mine = share(images * height * width * blocks, id, parts);
+    int64_t item = mine.begin, first = item % blocks, pixel = item / blocks, w = pixel % width, line = pixel / width;
+    for (; item < mine.end; ++line, w = 0) {
+      const auto row = at_row(line / height, line % height);
+      for (; w < width && item < mine.end; ++w, ++pixel, first = 0) {
+        const auto column = at_column(row, w);
+        for (int64_t i = first; i < blocks && item < mine.end; ++i, ++item)
+          body(pixel, row, column, i * block, minimum(block, channels - i * block));
+      }
     }
   });
 }

@@ -49,20 +49,6 @@ struct Axis {
     return adaptive || dilation == 1 ? offset : offset % dilation ? -1 : offset / dilation;
   }
 
-  // Where tap `tap` of window i lies in the input: -1 if in the padding, or beyond the end of an adaptive window.
-  int64_t position(int64_t i, int64_t tap) const {
-    const Span span = window(i);
-    const int64_t at = tap - span.tap;
-    return at < 0 || at >= span.count ? -1 : span.first + at * span.step;
-  }
-
-  // Whether a window may lie wholly in the padding or, by dilation, around the input.
-  bool may_be_empty() const {
-    for (int64_t i = 0; i < out; ++i)
-      if (window(i).count == 0) return true;
-    return false;
-  }
-
   int64_t positions() const { return window_positions(adaptive, in, out, kernel); }
 };
 
@@ -71,6 +57,11 @@ inline Axis vertical(const PoolProblem& p) {
 }
 inline Axis horizontal(const PoolProblem& p) {
   return {p.w, p.q, p.s, p.stride_w, p.pad_left, p.pad_right, p.dilation_w, p.adaptive, p.count_include_pad};
+}
+
+// The last tap of a kernel that is congruent to `phase` modulo the stride: negative if there is none.
+inline int64_t last_tap(int64_t kernel, int64_t phase, int64_t stride) {
+  return kernel - 1 - (kernel - 1 - phase + stride) % stride;
 }
 
 // The same windows, as fixed ones where an adaptive pooling's are all alike and disjoint.

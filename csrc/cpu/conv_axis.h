@@ -152,15 +152,23 @@ inline void copy_padded(const T* row, int64_t width, int64_t first, int64_t step
   for (; i < count; i += L) store<T>(out + i, Vec<T>{});
 }
 
-// Asks for memory that is read (written) soon.
+// Fetches what the next piece of work reads, a little with each step of this one.
 template <class T>
-inline void prefetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i, 0, 2);
-}
-template <class T>
-inline void prefetch_to_write(T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i, 1, 2);
-}
+class Prefetch {
+ public:
+  // `count` elements from `from` on, over `steps` steps. Null: nothing.
+  Prefetch(const T* from, int64_t count, int64_t steps)
+      : at_(from), end_(from ? from + count : from), step_((count / maximum<int64_t>(steps, 1) / line + 1) * line) {}
+  void step() {
+    const T* stop = end_ - at_ < step_ ? end_ : at_ + step_;
+    for (; at_ < stop; at_ += line) __builtin_prefetch(at_);
+  }
+
+ private:
+  static constexpr int64_t line = 64 / int64_t(sizeof(T));
+  const T *at_, *end_;
+  int64_t step_;
+};
 
 // out[i * step + j] = parts[j * pitch + i]: puts the phases of a row of `count` elements together.
 template <class T>

@@ -394,13 +394,15 @@ inline void fill_offsets(const GroupShape& s, const AxisPhase& row, const AxisPh
 
 template <class T>
 void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* weights, const T* bias, int64_t bundle,
-                int64_t band, const T* in, T* out) {
+                int64_t band, const T* in, const T* next, T* out) {
   constexpr int L = lanes<T>;
   const int64_t groups = s.groups_of(bundle), first_group = bundle * s.bundle;
   const int64_t begin = band * s.band, end = minimum(begin + s.band, s.rows.phase[0].count);
   fill_planes<T>(s, in, first_group * s.ins, groups * s.ins, s.rows.lowest + begin * s.rows.in_step, end - begin,
                  scratch.planes, scratch.line);
   const int64_t* offsets = scratch.offsets;
+  Prefetch<T> prefetch(next, groups * s.ins * s.rows.in * s.columns.in,
+                       groups * s.outs / 4 * s.stage_plane / (tile_vectors(4) * L));
   for (int64_t a = 0; a < s.rows.phases; ++a) {
     const AxisPhase& row = s.rows.phase[a];
     const int64_t count = minimum(end, row.count) - begin;
@@ -422,6 +424,7 @@ void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* we
           for (int64_t v = 0; v < vectors; v += step) {
             tile.planes = planes + v * L, tile.out = stage + v * L;
             direct_kernel<T>(channels, vectors - v)(tile);
+            prefetch.step();
           }
         });
       weights += s.groups * s.outs * s.ins * taps;
@@ -449,9 +452,12 @@ void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T
       }
     const Range units = share(q.n * s.bundles * s.bands, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const int64_t n = u / s.bands / s.bundles;
-      group_band<T>(s, scratch, memory.weights, bias, u / s.bands % s.bundles, u % s.bands, in + n * in_image,
-                    out + n * out_image);
+      const int64_t n = u / s.bands / s.bundles, bundle = u / s.bands % s.bundles;
+      const T* image = in + n * in_image;
+      // In NCHW the units follow each other in memory.
+      const T* next =
+          !s.channels_last && s.bands == 1 && u + 1 < units.end ? in + (u + 1) * s.ins * s.rows.in * s.columns.in : nullptr;
+      group_band<T>(s, scratch, memory.weights, bias, bundle, u % s.bands, image, next, out + n * out_image);
     }
   });
 }

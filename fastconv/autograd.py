@@ -564,7 +564,7 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
 def eager(*tensors: Any) -> bool:
     """Whether nothing but plain CPU tensors and plain execution is involved, autocast included."""
     for t in tensors:
-        if t is not None and (type(t) not in PLAIN or not t.is_cpu or t.is_neg()):
+        if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
             return False
     return _nothing_watches() and not _is_autocast_enabled()
 

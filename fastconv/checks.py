@@ -288,8 +288,9 @@ def pool_window(dims: int, kernel_size: Any, stride: Any, padding: Any, dilation
     at_least("dilation", dilations, 1)
     for k, p, d in zip(kernel, pads, dilations, strict=True):
         fits("kernel_size", (k, extent(k, d)))
-        if p > extent(k, d) // 2:
-            fail("padding", f"at most half of the (dilated) kernel size {extent(k, d)}", p)
+        size = k if dims == 1 else extent(k, d)  # torch's one-dimensional pooling leaves out the dilation
+        if p > size // 2:
+            fail("padding", f"at most half of the kernel size {size}", p)
     product = 1
     for k in kernel:
         product = product * k

@@ -82,7 +82,7 @@ def _conv(
     dims: int, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor:
     key = found = None
-    if not is_compiling() and eager(x, w, b):
+    if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
             dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, None if b is None else (b.shape, b.dtype),
             stride, type(stride), padding, type(padding), dilation, type(dilation), groups, type(groups),
@@ -114,7 +114,7 @@ def _conv_transpose(
     dilation: Any,
 ) -> Tensor:
     key = found = None
-    if not is_compiling() and eager(x, w, b):
+    if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
             -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
             None if b is None else (b.shape, b.dtype), stride, type(stride), padding, type(padding),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from cases import Conv
@@ -78,6 +79,11 @@ def problem_of(
     return problem
 
 
+def plan(case: Conv, primitive: str, layout: torch.memory_format, threads: int = 1) -> _C.ConvPlan:
+    """The plan's own choice."""
+    return _C.ConvPlan(problem_of(case, layout=layout), primitive, threads)
+
+
 @dataclass(frozen=True)
 class Config:
     """How a problem is to be computed."""
@@ -94,16 +100,20 @@ class Config:
         return " ".join(str(v).replace("torch.", "") for v in vars(self).values())
 
 
-def configurations(case: Conv, primitive: str, dtypes=tuple(DTYPES), threads=(1, 2, 3)) -> list[Config]:
-    """Every applicable algorithm, dtype, layout and thread count, with and without a bias."""
-    return [
-        Config(primitive, algorithm, dtype, layout, weight_layout, t, bias=t != 2)
-        for dtype in dtypes
-        for layout in LAYOUTS
-        for weight_layout in LAYOUTS
-        for algorithm in _C.conv_algorithms(problem_of(case, dtype, layout, weight_layout), primitive)
-        for t in threads
-    ]
+def configurations(case: Conv, primitive: str) -> list[Config]:
+    """Every applicable algorithm in every dtype and layout, with and without a bias.
+
+    float32 in all combinations; the other types share its code beyond the first and last step, so fewer do for them."""
+    found = []
+    for dtype, layout, weight_layout in product(DTYPES, LAYOUTS, LAYOUTS):
+        if dtype is not torch.float32 and layout is not weight_layout:
+            continue
+        problem = problem_of(case, dtype, layout, weight_layout)
+        for algorithm in _C.conv_algorithms(problem, primitive):
+            for threads in (1, 3) if dtype is torch.float32 else (2,):
+                bias = threads != 1
+                found.append(Config(primitive, algorithm, dtype, layout, weight_layout, threads, bias))
+    return found
 
 
 def run_conv(case: Conv, config: Config, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:

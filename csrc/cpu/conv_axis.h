@@ -6,6 +6,7 @@
 
 #include "isa.h"
 #include "kernels.h"
+#include "workspace.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -83,24 +84,6 @@ inline bool worth_padding(const ConvProblem& q, Primitive primitive) {
   return rows.reach(rows.phase[0].count) <= 8 * rows.in + 1024 &&
          columns.reach(columns.phase[0].count) <= 8 * columns.in + 1024;
 }
-
-// Where each array lies in a kernel's workspace. Used twice with the same calls: from a null base to count the bytes, and to
-// hand out addresses.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    char* at = base_ + used_;
-    used_ += (count * int64_t(sizeof(T)) + 127) / 64 * 64;  // a cache line between neighbours
-    return reinterpret_cast<T*>(at);
-  }
-  int64_t bytes() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Lane i of the result is lane INDEX::lane(i) of a, or of b from the number of lanes on.
 template <class INDEX, class T, int... I>

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, its errors in one line, an interrupt, a full disk."""
+"""The command line: what it prints, its exit status, its errors in one line, an interrupt, a full disk; the README."""
 
 import json
 import os
@@ -252,3 +252,9 @@ def test_bench_runs() -> None:
     listed = fastconv("bench", "--list")
     assert listed.returncode == 0, listed.stderr
     assert "conv2d:" in listed.stdout
+
+
+def test_the_example_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    exec(example, {})
+    assert "fastconv runs 4 layers" in capsys.readouterr().out

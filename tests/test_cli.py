@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from test_train import write_idx
 from fastconv import cli, extras, testing
 from fastconv.train import files, loop
 
+ROOT = Path(__file__).parent.parent
 FASTCONV = [sys.executable, "-m", "fastconv"]
 
 
@@ -255,6 +257,12 @@ def test_bench_runs() -> None:
 
 
 def test_the_example_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(example, {})
     assert "fastconv runs 4 layers" in capsys.readouterr().out
+
+
+def test_the_table_in_the_readme_is_the_measured_one() -> None:
+    write = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))["with_section"]
+    readme = (ROOT / "README.md").read_text()
+    assert write(readme) == readme, "run python benchmarks/readme.py"

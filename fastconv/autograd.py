@@ -1,15 +1,14 @@
 """Derivatives of the operators, and the three ways into them.
 
-The three convolution primitives are closed under differentiation, and so are max pooling's backward and gather and
+The three convolution primitives are closed under differentiation, and so are max pooling's backward and gather, and
 average pooling and its backward: every derivative is again an operator. Each operator's `autograd.Function` below is
-its one set of
-rules: `backward` and `remember` also serve the operator itself (tracers), `vmap` folds the mapped dimension into the
-batch or the groups. `call` chooses the way in:
+its one set of rules: `remember` and `backward` also serve the operator itself (tracers), and `vmap` folds the mapped
+dimension into the batch or the groups. `call` chooses the way in:
 
 - a tracer (torch.compile, export), a dispatch mode or a tensor subclass gets the operator;
 - torch.func and forward-mode differentiation get the Function;
-- plain tensors get the kernels, and where a gradient is wanted a Function of the older form, which costs half as much
-a call.
+- plain tensors get the kernels; `functional` has for them, where a gradient is wanted, a Function of the older form
+  (last section), which costs half as much a call.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +30,6 @@ _key_is_included = torch._C._dispatch_tls_is_dispatch_key_included
 # The older vmap, behind torch.autograd.grad(is_grads_batched=True): its tensors are of type Tensor.
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 _is_grad_enabled = torch.is_grad_enabled
-_is_autocast_enabled = torch._C._is_any_autocast_enabled
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
@@ -562,11 +560,11 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
 
 
 def eager(*tensors: Any) -> bool:
-    """Whether nothing but plain CPU tensors and plain execution is involved, autocast included."""
+    """Whether nothing but plain CPU tensors and plain execution is involved."""
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
             return False
-    return _nothing_watches() and not _is_autocast_enabled()
+    return _nothing_watches()
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

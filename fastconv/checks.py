@@ -1,7 +1,6 @@
-"""Turns arguments into canonical form, and bad ones into the exception type torch raises, saying what was expected
-and what came.
+"""Turns arguments into canonical form, and bad ones into the exception type that torch raises.
 
-Sizes may be SymInts: everything here is plain integer arithmetic.
+Messages name the argument, what was expected and what came. Sizes may be SymInts: all is plain integer arithmetic.
 """
 
 import operator

@@ -1,11 +1,10 @@
 """The operators as functions with the signatures of torch.nn.functional.
 
 Every function takes float32, float64, float16 and bfloat16 CPU tensors, contiguous or channels_last without a copy
-(other
-strides: one contiguous copy), differentiates any number of times, and returns the same bits for any number of threads
-and whether a sample is alone or inside a batch. Under torch.compile, torch.export and torch.func it is an operator
-`torch.ops.fastconv.*`. Bad arguments raise what torch raises: RuntimeError for sizes, TypeError for types, ValueError
-for integers beyond 64 bits; NotImplementedError for a dtype or device that fastconv lacks.
+(other strides: one contiguous copy), differentiates any number of times, and returns the same bits for any number of
+threads and whether a sample is alone or inside a batch. To torch.compile, torch.export and torch.func it is an
+operator `torch.ops.fastconv.*`. Bad arguments raise what torch raises: RuntimeError for sizes, TypeError for types,
+ValueError for integers beyond 64 bits; NotImplementedError for a dtype or device that fastconv lacks.
 """
 
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ __all__ = [
 ]
 
 _threads = torch.get_num_threads
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
 _forced = forced.get
 
 # Calls made ready, by everything about the arguments but the addresses: a second call with equal arguments skips all
@@ -62,9 +62,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Convolutions run in autocast's dtype, as torch's do; float64 stays."""
-    if not torch._C._is_any_autocast_enabled():
-        return tensors
+    """Convolutions run in autocast's dtype, as torch's do (its pooling and LRN do not); float64 stays."""
     kind = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
@@ -81,6 +79,8 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
 def _conv(
     dims: int, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor:
+    if _is_autocast_enabled():
+        x, w, b = _autocast(x, w, b)
     key = found = None
     if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
@@ -90,7 +90,6 @@ def _conv(
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
-        x, w, b = _autocast(x, w, b)
         args = checks.conv(dims, x, w, b, stride, padding, dilation, groups)
         if x.dim() == dims + 1:
             return _conv(dims, x.unsqueeze(0), w, b, stride, padding, dilation, groups).squeeze(0)
@@ -113,6 +112,8 @@ def _conv_transpose(
     groups: Any,
     dilation: Any,
 ) -> Tensor:
+    if _is_autocast_enabled():
+        x, w, b = _autocast(x, w, b)
     key = found = None
     if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
@@ -122,7 +123,6 @@ def _conv_transpose(
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
-        x, w, b = _autocast(x, w, b)
         size, *rest = checks.conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation)
         args: tuple[Any, ...] = tuple(rest)
         if x.dim() == dims + 1:
@@ -686,8 +686,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 def adaptive_max_pool1d(input: Tensor, output_size: int | Sequence[int], return_indices: bool = False) -> Any:
     """Maximum over windows that divide the input evenly, as torch.nn.functional.adaptive_max_pool1d.
 
-    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the
-    first.
+    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n).
+    NaN wins; of equal values the first.
 
     Args:
         input: [batch, channels, width], or without the batch.
@@ -711,8 +711,8 @@ def adaptive_max_pool2d(
 ) -> Any:
     """Maximum over windows that divide the input evenly, as torch.nn.functional.adaptive_max_pool2d.
 
-    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n). NaN wins; of equal values the
-    first.
+    Output i of n covers the input from floor(i * size / n) to ceil((i + 1) * size / n).
+    NaN wins; of equal values the first.
 
     Args:
         input: [batch, channels, height, width], or without the batch.
@@ -746,6 +746,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     Args:
         input: [batch, channels, ...], at least 3-D.
         size: number of channels in the sum; at least 1, may exceed the channels.
+        alpha, beta, k: numbers, as in the formula.
 
     Returns:
         A tensor of the input's shape.

@@ -69,8 +69,7 @@ WORKSPACE_KEPT = 64 << 20
 
 
 def workspace(size: int) -> Tensor:
-    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept between calls unless it is
-    large."""
+    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept unless it is large."""
     buffer: Tensor | None = getattr(_kept, "buffer", None)
     if buffer is None or buffer.numel() < size:
         buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
@@ -897,7 +896,7 @@ lrn_backward = _register(
 )
 
 
-# ---- flop formulas: two for every multiply-add of the convolution, as torch counts its own; they get shapes for tensors
+# ---- flop formulas: two for every multiply-add, as torch counts its own convolutions; they get shapes for tensors
 
 
 def _conv_flops(x_channels: int, w_shape: Sequence[int], y_shape: Sequence[int], groups: int) -> int:

@@ -36,15 +36,15 @@ def section() -> str:
     extra_gradients = [1e6 * row.extra.median for row in report.overhead if row.gradients]
     timed = sum(len(result.timings["torch"]) for result in report.results)
     return f"""\
-Torch's time divided by fastconv's, so above 1 fastconv is faster; **bold** where torch is ({slower} of {timed}). Medians of
-runs that took turns, float32, on {machine["cpu"]}, {machine["threads"]} threads, {machine["isa"].upper()},
+Torch's time divided by fastconv's, so above 1 fastconv is faster; **bold** where torch is ({slower} of {timed}).
+Medians of runs that took turns, float32, on {machine["cpu"]}, {machine["threads"]} threads, {machine["isa"].upper()},
 torch {machine["torch"]}, {machine["date"]}, load average {machine["load"]:.0f}. Milliseconds, spreads and more are in
 [{folder.name}]({folder.relative_to(ROOT).as_posix()}/floor.md).
 
 {chr(10).join(rows)}
 
-A call on a tiny tensor costs, depending on the operator, {span(extra)} µs more than torch's, and {span(extra_gradients)} µs
-more with forward and backward; below 0 it costs less.
+A call on a tiny tensor costs, depending on the operator, {span(extra)} µs more than torch's, and
+{span(extra_gradients)} µs more with forward and backward; below 0 it costs less.
 """
 
 

@@ -1,8 +1,7 @@
-# Makes .venv, builds the kernels into it and runs what is asked for: make demo, make test, make check, make bench, make clean.
+# Makes .venv, builds the kernels into it and runs what is asked for: make help lists it.
 #
 #   PYTHON=python3.12      the Python (3.10 or newer) that .venv is made from
-#   TORCH="torch==2.13.0"  the torch to install, as pip's arguments. A CPU-only build, which is much smaller than the default one:
-#                          TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   TORCH="torch==2.13.0"  the torch to install, as pip's arguments: add the index of PyTorch's CPU-only builds, which are much smaller
 #   PYTEST="-k cli"        arguments for pytest
 #   DEMO, BENCH            arguments for the demo and for `fastconv bench`
 
@@ -19,13 +18,15 @@ CORE := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -name '
 CPP := $(filter %.cpp %.h %.cu %.cuh,$(CORE))
 PYTHON_FILES := fastconv tests $(wildcard benchmarks) setup.py
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format sanitize avx512 bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    train LeNet-5 on real digits, then convert a PyTorch model and compare'
 	@echo 'make test    run all tests'
 	@echo 'make check   check format, lint and types (make format repairs the format)'
+	@echo 'make sanitize run the exact tests with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make avx512  run the AVX-512 kernels, made of AVX2 instructions, on a machine without AVX-512'
 	@echo 'make bench   measure the kernels beside torch'
 	@echo 'make clean   remove what make made (not runs/)'
 
@@ -45,6 +46,9 @@ format: $(VENV)/dev
 	@$(BIN)/ruff format --quiet $(PYTHON_FILES)
 	@$(BIN)/ruff check --quiet --fix $(PYTHON_FILES)
 	@$(BIN)/clang-format -i $(CPP)
+
+sanitize avx512: $(VENV)/dev
+	@PYTHON=$(BIN)/python tests/variant.sh $@ $(PYTEST)
 
 bench: $(VENV)/all
 	@$(BIN)/fastconv bench $(BENCH)

@@ -21,16 +21,33 @@ ConvProblem computed(ConvProblem problem) {
   return problem;
 }
 
+bool is_empty(const ConvProblem& p) { return !(p.n && p.c && p.h && p.w && p.k && p.p && p.q); }
+
+// Whether one image needs no more memory than a few copies of it. Strides and padding near the size of the image make some
+// algorithms want far more, whatever else speaks for them.
+bool affordable(const cpu::ConvAlgorithm& algorithm, ConvProblem problem) {
+  problem.n = 1;
+  const double elements = double(problem.c) * problem.h * problem.w + double(problem.k) * problem.p * problem.q +
+                          double(problem.k) * (problem.c / problem.groups) * problem.r * problem.s;
+  const double bytes = double(algorithm.workspace_bytes(problem, 1));
+  return bytes >= 0 && bytes <= 4 * elements * double(size_of(problem.dtype)) + (1 << 24);
+}
+
 std::vector<const cpu::ConvAlgorithm*> applicable(ConvProblem problem, Primitive primitive) {
+  if (is_empty(problem)) return {};
   problem = computed(problem);
   const cpu::Kernels& table = cpu::kernels();
   std::vector<const cpu::ConvAlgorithm*> preferred, others;
+  const cpu::ConvAlgorithm* last = nullptr;
   for (int i = 0; i < table.conv_count; ++i) {
     const cpu::ConvAlgorithm& algorithm = table.conv[i];
     if (algorithm.primitive != primitive || !algorithm.applies(problem)) continue;
+    last = &algorithm;
+    if (!affordable(algorithm, problem)) continue;
     (algorithm.preferred(problem) ? preferred : others).push_back(&algorithm);
   }
   preferred.insert(preferred.end(), others.rbegin(), others.rend());
+  if (preferred.empty() && last) preferred.push_back(last);
   return preferred;
 }
 
@@ -100,6 +117,7 @@ ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads,
   checks::validate(problem);
   checks::at_least("threads", threads, 1);
   const std::vector<const cpu::ConvAlgorithm*> choices = applicable(problem, primitive);
+  if (choices.empty()) checks::fail("problem: expected sizes of at least 1, got an empty input, weight or output");
   const cpu::ConvAlgorithm* chosen = algorithm.empty() ? choices.front() : nullptr;
   std::string names;
   for (const cpu::ConvAlgorithm* choice : choices) {
@@ -110,6 +128,7 @@ ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads,
   const int useful = useful_threads(operations(problem), threads);
   const ConvProblem float_problem = computed(problem);
   int64_t bytes = chosen->workspace_bytes(float_problem, useful);
+  if (bytes < 0) checks::fail("workspace: exceeds 64 bits");
   if (is_half(problem.dtype)) bytes = checks::add("workspace", bytes, copied_bytes(problem));
   return {float_problem, problem.dtype, primitive, chosen, useful, bytes};
 }

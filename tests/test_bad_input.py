@@ -200,7 +200,7 @@ GROUPS = {
 
 NATIVE = """
     import itertools
-    VALUES = (0, -1, 2**31, 2**62, 2**63 - 1, -2**63)
+    VALUES = (0, -1, 2**31, 2**63 - 1)
 
     def conv(**changes):
         problem = _C.ConvProblem()

@@ -285,20 +285,31 @@ def test_json_is_read_back(tmp_path):
 
 
 def test_compare_is_of_ratios_and_says_what_is_missing():
-    old = a_report([result([4e-3], [1e-3]), result([1e-3], [1e-3], pass_="input_gradient")])
+    old = a_report(
+        [
+            result([4e-3], [1e-3]),
+            result([1e-3], [1e-3], pass_="input_gradient"),
+            result([1e-3], [1e-3], pass_="weight_gradient"),
+        ]
+    )
     new = a_report(
         [
             result([2e-3], [1e-3]),
             result([2e-3], [1e-3], pass_="input_gradient"),
-            result([2e-3], [1e-3], pass_="weight_gradient"),
+            result([1.1e-3], [1e-3], pass_="weight_gradient"),
+            result([2e-3], [1e-3], pass_="weight_gradient", problem="conv2d:8,64,28,28,64,5"),
         ]
     )
     new.machine["threads"] = 4
     table = report.compare_table(new, old)
-    assert [row[-3:] for row in table.rows] == [["4.00", "2.00", "-50%"], ["1.00", "2.00", "+100%"]]
-    assert table.marks == ["slower than before", "faster than before"]
+    assert [row[-3:] for row in table.rows] == [
+        ["4.00", "2.00", "-50%"],
+        ["1.00", "2.00", "+100%"],
+        ["1.00", "1.10", "+10%"],
+    ]
+    assert table.marks == ["slower than before", "faster than before", ""]  # ten percent are within the spread
     assert "2 threads" in table.notes
-    assert "1 of 3 rows are not in the earlier run" in table.notes
+    assert "1 of 4 rows are not in the earlier run" in table.notes
 
 
 def test_a_wrong_result_is_noticed():

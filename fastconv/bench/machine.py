@@ -61,7 +61,7 @@ def describe(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "load": round(os.getloadavg()[0], 1),
+        "load": round(os.getloadavg()[0], 1),  # of others, if much above 0: this program has not begun
     }
 
 

@@ -155,10 +155,13 @@ def compare_table(report: Report, old: Report) -> Table:
         row = [result.name, result.pass_.replace("_", " ")]
         row += [_time(earlier.best("fastconv")), _time(result.best("fastconv"))]
         rows.append([*row, _ratio(earlier.ratio()), _ratio(result.ratio()), f"{change - 1:+.0%}"])
-        marks.append("slower than before" if change < 0.95 else "faster than before" if change > 1.05 else "")
+        (low, high), (earlier_low, earlier_high) = result.ratio_range, earlier.ratio_range
+        marks.append("slower than before" if high < earlier_low else "faster than before" if low > earlier_high else "")
     columns = ["layer", "pass", "ms\nbefore", "ms\nnow", "ratio\nbefore", "ratio\nnow", "change"]
     title = f"Compared with {old.machine['commit'] or 'the run'} of {old.machine['date']}"
-    notes = "Change: of the ratio to torch, each measured in its own run."
+    notes = (
+        "Change: of the ratio to torch, each measured in its own run; marked where it is more than the spread of both."
+    )
     if any(old.machine[key] != report.machine[key] for key in ("cpu", "isa", "threads")):
         notes += " The earlier run was on {cpu}, {isa}, {threads} threads.".format(**old.machine)
     missing = len(report.results) - len(rows)
@@ -182,7 +185,7 @@ def heading(report: Report) -> str:
     ceiling = f"{report.ceiling.operations / 1e9:.0f} GFLOP/s, {report.ceiling.bandwidth / 1e9:.0f} GB/s"
     return (
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['isa']}, float32; "
-        f"ceiling {ceiling}; torch {machine['torch']}; {machine['date']}"
+        f"ceiling {ceiling}; torch {machine['torch']}; {machine['date']}, load {machine['load']}"
     )
 
 

@@ -50,14 +50,20 @@ class Result:
         return self.timings[peer][layout].median / self.timings["fastconv"][layout].median
 
     @property
+    def ratio_range(self) -> tuple[float, float]:
+        """Between which the best ratio lies as far as the quartiles tell."""
+        ours, theirs = self.best("fastconv"), self.best("torch")
+        return theirs.lower / ours.upper, theirs.upper / ours.lower
+
+    @property
     def slower(self) -> bool:
         return self.ratio() < 1
 
     @property
     def undecided(self) -> bool:
         """Whether the quartiles of the two best timings overlap."""
-        ours, theirs = self.best("fastconv"), self.best("torch")
-        return ours.lower <= theirs.upper and theirs.lower <= ours.upper
+        low, high = self.ratio_range
+        return low <= 1 <= high
 
     def rate(self, peer: str = "fastconv") -> float:
         """Operations a second, or bytes a second of what is bound by memory."""

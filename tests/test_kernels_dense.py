@@ -1,6 +1,7 @@
 """The general kernels (implicit_gemm) where their blocks end: bit for bit against the oracle, however work is shared.
 
-`cases.CONV` holds small problems; these have several blocks of pixels, of output channels and of the reduction.
+`cases.CONV` holds small problems; these have several blocks of pixels, of output channels and of the
+reduction, and most are large enough for several threads.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ ALGORITHM = "implicit_gemm"
 
 DENSE = [
     # several blocks of pixels (192 in NCHW, 96 in NHWC), whose vectors cross rows and images
-    Conv("many_pixels", 3, 5, 17, 19, 7, 3, 3, padding=square(1)),
-    Conv("many_tiny_images", 60, 6, 2, 2, 9, 3, 3, padding=square(1)),
-    Conv("narrow_rows", 2, 5, 90, 3, 8, 3, 2, padding=((1, 1), (0, 1))),
+    Conv("many_pixels", 11, 5, 17, 19, 7, 3, 3, padding=square(1)),
+    Conv("many_tiny_images", 560, 6, 2, 2, 9, 3, 3, padding=square(1)),
+    Conv("narrow_rows", 18, 5, 90, 3, 8, 3, 2, padding=((1, 1), (0, 1))),
     Conv("long_row", 1, 3, 1, 450, 5, 1, 7, padding=((0, 0), (3, 3))),
     Conv("valid_rows", 2, 9, 12, 13, 8, 3, 5),
     # several blocks of output channels (192 in NCHW, 384 in NHWC)
@@ -29,19 +30,19 @@ DENSE = [
     Conv("many_outputs_grouped", 1, 16, 6, 7, 440, 3, 3, padding=square(1), groups=2),
     # several chunks of the reduction (256), cut inside a channel or a tap
     Conv("chunks", 2, 75, 9, 10, 21, 3, 3, padding=square(1)),
-    Conv("chunks_pointwise", 2, 700, 6, 6, 18, 1, 1),
+    Conv("chunks_pointwise", 4, 700, 6, 6, 18, 1, 1),
     Conv("kernel_beyond_a_chunk", 1, 2, 23, 24, 5, 17, 18, padding=square(4)),
     Conv("chunks_strided", 2, 70, 11, 13, 20, 3, 3, stride=(2, 2), padding=square(1)),
     # few channels: a row of the kernel is one run in NHWC, copied where it crosses the padding
     Conv("stem_7x7", 2, 3, 30, 31, 20, 7, 7, stride=(2, 2), padding=square(3)),
-    Conv("stem_11x11", 2, 3, 39, 39, 18, 11, 11, stride=(4, 4)),
-    Conv("stem_wide_padding", 1, 4, 6, 5, 17, 3, 9, padding=((1, 1), (8, 8))),
+    Conv("stem_11x11", 3, 3, 39, 39, 18, 11, 11, stride=(4, 4)),
+    Conv("stem_wide_padding", 8, 4, 6, 5, 17, 3, 9, padding=((1, 1), (8, 8))),
     Conv("stem_dilated", 1, 3, 14, 15, 17, 3, 3, padding=square(2), dilation=(2, 2)),
     Conv("stem_patches", 2, 3, 16, 24, 40, 8, 8, stride=(8, 8)),
-    Conv("eight_channels", 2, 8, 15, 9, 33, 3, 3, padding=square(1)),
+    Conv("eight_channels", 4, 8, 15, 9, 33, 3, 3, padding=square(1)),
     # phases of the input gradient: of unequal sizes, without taps, of one dilated tap
-    Conv("phases", 2, 12, 19, 18, 26, 4, 4, stride=(2, 2), padding=square(1)),
-    Conv("phases_3", 1, 20, 17, 16, 13, 3, 4, stride=(3, 2), padding=square(2)),
+    Conv("phases", 3, 12, 19, 18, 26, 4, 4, stride=(2, 2), padding=square(1)),
+    Conv("phases_3", 6, 20, 17, 16, 13, 3, 4, stride=(3, 2), padding=square(2)),
     Conv("phases_without_taps", 2, 7, 13, 14, 9, 1, 2, stride=(3, 4)),
     Conv("phases_dilated", 1, 9, 21, 20, 8, 3, 3, stride=(2, 2), padding=square(2), dilation=(2, 3)),
     # weight gradient: many chunks of pixels (256), in slices, and more than one block of the weight (192)

@@ -7,6 +7,7 @@ AddressSanitizer they are allocated to the byte instead, so that it sees every a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -100,17 +101,19 @@ class Config:
         return " ".join(str(v).replace("torch.", "") for v in vars(self).values())
 
 
-def configurations(case: Conv, primitive: str) -> list[Config]:
-    """Every applicable algorithm in every dtype and layout, with and without a bias.
+def configurations(
+    case: Conv, primitive: str, dtypes: Sequence[torch.dtype] = tuple(DTYPES), counts: Sequence[int] = ()
+) -> list[Config]:
+    """Every applicable algorithm in every dtype and layout, with and without a bias; `counts` of threads if given.
 
     float32 in all combinations; the other types share its code beyond the first and last step, so fewer do for them."""
     found = []
-    for dtype, layout, weight_layout in product(DTYPES, LAYOUTS, LAYOUTS):
+    for dtype, layout, weight_layout in product(dtypes, LAYOUTS, LAYOUTS):
         if dtype is not torch.float32 and layout is not weight_layout:
             continue
         problem = problem_of(case, dtype, layout, weight_layout)
         for algorithm in _C.conv_algorithms(problem, primitive):
-            for threads in (1, 3) if dtype is torch.float32 else (2,):
+            for threads in counts or ((1, 3) if dtype is torch.float32 else (2,)):
                 bias = threads != 1
                 found.append(Config(primitive, algorithm, dtype, layout, weight_layout, threads, bias))
     return found

@@ -26,6 +26,10 @@ bool is_empty(const ConvProblem& p) { return !(p.n && p.c && p.h && p.w && p.k &
 // Whether one image needs no more memory than a few copies of it. Strides and padding near the size of the image make some
 // algorithms want far more, whatever else speaks for them.
 bool affordable(const cpu::ConvAlgorithm& algorithm, ConvProblem problem) {
+  constexpr int64_t far = 1 << 16;  // beyond which an algorithm's own arithmetic might overflow
+  for (int64_t distance : {problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w, problem.pad_top,
+                           problem.pad_bottom, problem.pad_left, problem.pad_right})
+    if (distance > far || distance < -far) return false;
   problem.n = 1;
   const double elements = double(problem.c) * problem.h * problem.w + double(problem.k) * problem.p * problem.q +
                           double(problem.k) * (problem.c / problem.groups) * problem.r * problem.s;

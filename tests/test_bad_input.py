@@ -76,6 +76,7 @@ GROUPS = {
             refused(lambda: conv(x, w, dilation=huge), dims, "dilation", huge)
             refused(lambda: conv(x, w, groups=huge), dims, "groups", huge)
             survives(lambda: conv(x, w, stride=huge), dims, "stride", huge)
+            survives(lambda: conv(x, w, stride=huge, padding=1), dims, "stride, padding", huge)
             refused(lambda: transpose(x, t, stride=huge), dims, "transposed stride", huge)
             refused(lambda: transpose(x, t, dilation=huge), dims, "transposed dilation", huge)
             refused(lambda: transpose(x, t, padding=huge), dims, "transposed padding", huge)
@@ -85,6 +86,10 @@ GROUPS = {
                 refused(lambda: conv(x, w, padding=huge), dims, "padding", huge)
                 refused(lambda: conv(x, w, padding=huge, stride=2**61), dims, "padding, stride", huge)
                 refused(lambda: conv(x, w, padding=huge, dilation=huge), dims, "padding, dilation", huge)
+        for large in (2**17, 2**31, 2**40, 2**60):
+            survives(lambda: conv(x, w, stride=large, padding=large), dims, "stride and padding", large)
+            survives(lambda: conv(x, w, dilation=large, padding=large), dims, "dilation and padding", large)
+            survives(lambda: conv(x, w, stride=large, dilation=large, padding=large), dims, "all three", large)
         for bad in NOT_INT:
             refused(lambda: conv(x, w, stride=bad), dims, "stride", bad)
             refused(lambda: conv(x, w, dilation=bad), dims, "dilation", bad)

@@ -15,8 +15,6 @@ import torch
 ROOT = Path(__file__).parent.parent
 NOT_SOURCE = (".git", ".venv", "build", "dist", "runs", "__pycache__", "*.so", "*.egg-info", ".*_cache", ".benchmarks")
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: str | Path, cwd: Path) -> str:
     """The output of a command that knows nothing of the checkout or of the environment that the tests run in."""
@@ -26,20 +24,16 @@ def run(*command: str | Path, cwd: Path) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build_wheel(folder: Path) -> Path:
     """Built by pip in its isolated environment, from a copy of the source without anything that was built before."""
-    folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, "./source", cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 
 
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def install(wheel: Path, folder: Path) -> Path:
     """The scripts' folder of a new environment with the wheel; torch and NumPy are borrowed, as they are large."""
-    folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     scripts = folder / "venv" / "bin"
     run(
@@ -71,7 +65,15 @@ def test_torch_is_not_needed_to_build() -> None:
     assert "torch" not in requires[1]
 
 
-def test_wheel_is_complete(wheel: Path) -> None:
+@pytest.mark.slow
+def test_wheel(tmp_path: Path) -> None:
+    """One test, since every process of a parallel run that needs the wheel would build it."""
+    wheel = build_wheel(tmp_path)
+    assert_complete(wheel)
+    assert_works(install(wheel, tmp_path), tmp_path)
+
+
+def assert_complete(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
@@ -86,7 +88,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     assert "Provides-Extra: all" in metadata
 
 
-def test_wheel_works_in_an_empty_environment(environment: Path, tmp_path: Path) -> None:
+def assert_works(environment: Path, tmp_path: Path) -> None:
     where = run(environment / "python", "-c", "import fastconv; print(fastconv.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(environment.parent)
     assert re.search(r"All \d+ checks passed", run(environment / "fastconv", "check", cwd=tmp_path))

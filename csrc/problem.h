@@ -25,6 +25,7 @@ struct ConvProblem {
   Layout layout;         // of x and y
   Layout weight_layout;  // of w: [k, c/g, r, s] or [k, r, s, c/g] in memory
   Dtype dtype;
+  bool allow_tf32;  // float32 products may be rounded to TF32, on a GPU
 };
 
 enum class Primitive : int32_t { forward, input_gradient, weight_gradient };

@@ -19,7 +19,8 @@ struct ConvArgs {
   void* gw;        // weight gradient, in the problem's weight_layout
   void* gb;        // weight gradient: the bias gradient, may be null
   void* workspace;
-  int threads;
+  int threads;   // of the CPU; the multiprocessors of a GPU
+  void* stream;  // of a GPU
 };
 
 struct ConvAlgorithm {

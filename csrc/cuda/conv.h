@@ -1,0 +1,14 @@
+// The convolution algorithms of one backend.
+#pragma once
+
+#include "kernels.h"
+
+namespace fastconv::FASTCONV_BACKEND {
+
+using cpu::ConvAlgorithm;
+using cpu::ConvArgs;
+
+extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient;
+extern const ConvAlgorithm tensor_core_forward, tensor_core_input_gradient, tensor_core_weight_gradient;
+
+}  // namespace fastconv::FASTCONV_BACKEND

@@ -1,0 +1,76 @@
+// What the weight-gradient kernels share: the cut of the sum over pixels into slices (split-K), and its end: slices are added
+// in their order, so the bits do not depend on which block finished first.
+#pragma once
+
+#include "conv_gather.cuh"
+
+namespace fastconv::FASTCONV_BACKEND {
+
+// The sum over pixels of one (group, tap) is cut into `count` slices of `length` pixels.
+struct Slices {
+  int count;
+  int64_t length;
+};
+
+// About two waves of blocks, but at least `least` pixels a slice. A function of the problem and the GPU alone.
+inline Slices slices_for(int64_t pixels, int64_t blocks, int multiprocessors, int64_t least) {
+  int64_t count = (2 * int64_t(multiprocessors) + blocks - 1) / blocks;
+  const int64_t most = (pixels + least - 1) / least;
+  count = count < 1 ? 1 : count;
+  count = count > most ? most : count;
+  int64_t length = (pixels + count - 1) / count;
+  length = (length + 31) / 32 * 32;
+  return {int((pixels + length - 1) / length), length};
+}
+
+// Partial sums: [slice][group][tap][k][c], then [slice][group][k] for the bias. C is the type of the sums.
+template <class C>
+struct Partials {
+  C* weights;
+  C* bias;  // null: no bias gradient is wanted
+};
+
+template <class T, class C>
+__global__ void __launch_bounds__(256)
+    reduce_slices(const C* partial, T* gw, WeightStrides strides, int slices, int64_t groups, int taps, int k, int c) {
+  const int64_t count = groups * taps * k * c, step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    C sum = partial[i];
+    for (int slice = 1; slice < slices; ++slice) sum += partial[slice * count + i];
+    const int64_t channel = i % c, output = i / c % k, tap = i / c / k % taps, group = i / c / k / taps;
+    device::narrow(sum, gw[(group * k + output) * strides.k + channel * strides.c + tap * strides.tap]);
+  }
+}
+
+template <class T, class C>
+__global__ void __launch_bounds__(256) reduce_bias(const C* partial, T* gb, int slices, int64_t count) {
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    C sum = partial[i];
+    for (int slice = 1; slice < slices; ++slice) sum += partial[slice * count + i];
+    device::narrow(sum, gb[i]);
+  }
+}
+
+template <class C>
+int64_t partial_bytes(const ConvProblem& p, const Slices& slices) {
+  return int64_t(slices.count) * (p.k * (p.c / p.groups) * p.r * p.s + p.k) * int64_t(sizeof(C));
+}
+template <class C>
+Partials<C> partials_in(const ConvProblem& p, const Slices& slices, void* workspace, bool bias) {
+  C* weights = static_cast<C*>(workspace);
+  return {weights, bias ? weights + int64_t(slices.count) * p.k * (p.c / p.groups) * p.r * p.s : nullptr};
+}
+
+template <class T, class C>
+void finish_weight_gradient(const ConvProblem& p, const Slices& slices, const Partials<C>& partials, T* gw, T* gb,
+                            void* stream) {
+  const int64_t c = p.c / p.groups, taps = p.r * p.s;
+  device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k * c * taps, 256)), dim3(256), 0, stream,
+                 partials.weights, gw, weight_strides(p), slices.count, p.groups, int(taps), int(p.k / p.groups), int(c));
+  if (gb)
+    device::launch("reduce_bias", reduce_bias<T, C>, dim3(device::blocks_for(p.k, 256)), dim3(256), 0, stream, partials.bias,
+                   gb, slices.count, p.k);
+}
+
+}  // namespace fastconv::FASTCONV_BACKEND

@@ -58,6 +58,13 @@ def _derive_sides(layer: torch.nn.Conv1d | torch.nn.Conv2d) -> None:
     layer._reversed_padding_repeated_twice = [amount for sides in reversed(padding) for amount in sides]
 
 
+def _padded(layer: torch.nn.Conv1d | torch.nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
+    """The input, padded if the padding is not zeros, and the padding that is left to the convolution."""
+    if layer.padding_mode == "zeros":
+        return input, layer.padding
+    return torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, layer.padding_mode), 0
+
+
 class Conv1d(torch.nn.Conv1d):
     """torch's, by fastconv. `padding` may also be `((left, right),)`, for every `padding_mode`."""
 
@@ -84,10 +91,7 @@ class Conv1d(torch.nn.Conv1d):
         _derive_sides(self)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
-            padding = 0
+        input, padding = _padded(self, input)
         return F.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -117,10 +121,7 @@ class Conv2d(torch.nn.Conv2d):
         _derive_sides(self)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: Any = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, self.padding_mode)
-            padding = 0
+        input, padding = _padded(self, input)
         return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 

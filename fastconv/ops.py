@@ -167,31 +167,21 @@ class ConvCall:
         return self._plans[primitive]
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        y = x.new_empty_strided(self.y_shape, self.y_strides)
-        plan = self._plans[0] or self._plan(0)
-        if not plan:
-            return y.zero_() if b is None else y.copy_(_per_channel(b, y))
-        if x.stride() != self.x_strides:
-            x = x.contiguous(memory_format=self.format)
-        if w.stride() != self.w_strides:
-            w = w.contiguous(memory_format=self.w_format)
-        if b is None:
-            bias = 0
-        else:
-            b = b if _is_dense(b) else b.contiguous()
-            bias = b.data_ptr()
-        run, size = plan
-        scratch = workspace(size) if size else None
-        run(x.data_ptr(), w.data_ptr(), bias, y.data_ptr(), 0 if scratch is None else scratch.data_ptr())
-        return y
+        return self._image(0, x, self.x_strides, w, b, self.y_shape, self.y_strides)
 
     def input_gradient(self, gy: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
-        plan = self._plans[1] or self._plan(1)
+        return self._image(1, gy, self.y_strides, w, b, self.x_shape, self.x_strides)
+
+    def _image(
+        self, primitive: int, t: Tensor, strides: Ints, w: Tensor, b: Tensor | None, out_shape: Ints, out_strides: Ints
+    ) -> Tensor:
+        """The two primitives that make an image of an image, the weight and perhaps a bias."""
+        out = t.new_empty_strided(out_shape, out_strides)
+        plan = self._plans[primitive] or self._plan(primitive)
         if not plan:
-            return gx.zero_() if b is None else gx.copy_(_per_channel(b, gx))
-        if gy.stride() != self.y_strides:
-            gy = gy.contiguous(memory_format=self.format)
+            return out.zero_() if b is None else out.copy_(_per_channel(b, out))
+        if t.stride() != strides:
+            t = t.contiguous(memory_format=self.format)
         if w.stride() != self.w_strides:
             w = w.contiguous(memory_format=self.w_format)
         if b is None:
@@ -201,8 +191,8 @@ class ConvCall:
             bias = b.data_ptr()
         run, size = plan
         scratch = workspace(size) if size else None
-        run(gy.data_ptr(), w.data_ptr(), bias, gx.data_ptr(), 0 if scratch is None else scratch.data_ptr())
-        return gx
+        run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), 0 if scratch is None else scratch.data_ptr())
+        return out
 
     def weight_gradient(self, gy: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
         gw = gy.new_empty_strided(self.w_shape, self.w_strides)

@@ -1,5 +1,5 @@
 // The convolution algorithms of one instruction set. They compute in float32 and float64; float16 and bfloat16 problems are
-// converted around them (half.h).
+// converted around them (convert.h).
 #pragma once
 
 #include "kernels.h"

@@ -2,8 +2,6 @@
 // terms a forward and an input gradient are the same thing: outputs gather inputs through taps.
 #pragma once
 
-#include <utility>
-
 #include "isa.h"
 #include "kernels.h"
 #include "workspace.h"
@@ -85,26 +83,6 @@ inline bool worth_padding(const ConvProblem& q, Primitive primitive) {
          columns.reach(columns.phase[0].count) <= 8 * columns.in + 1024;
 }
 
-// Lane i of the result is lane INDEX::lane(i) of a, or of b from the number of lanes on.
-template <class INDEX, class T, int... I>
-inline __attribute__((always_inline)) Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
-  constexpr Mask<T> index = {INDEX::lane(I)...};
-  return __builtin_shuffle(a, b, index);
-}
-template <class INDEX, class T>
-inline __attribute__((always_inline)) Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b) {
-  return shuffle_lanes<INDEX, T>(a, b, std::make_integer_sequence<int, lanes<T>>{});
-}
-
-struct EvenLanes {
-  static constexpr int lane(int i) { return 2 * i; }
-};
-// The low or the high halves of two vectors, their elements alternating.
-template <int LANES, bool HIGH>
-struct Interleaved {
-  static constexpr int lane(int i) { return i / 2 + (HIGH ? LANES / 2 : 0) + (i % 2 ? LANES : 0); }
-};
-
 // out[i] = row[first + i * step] for 0 <= i < count, zero where that lies outside the row's `width` elements. May write up to a
 // vector beyond the end of `out`.
 template <class T>
@@ -127,7 +105,7 @@ inline void copy_padded(const T* row, int64_t width, int64_t first, int64_t step
       const int64_t at = first + 2 * i, left = width - at;
       const Vec<T> a = left >= L ? load(row + at) : load_first(row + at, int(left));
       const Vec<T> b = left >= 2 * L ? load(row + at + L) : left > L ? load_first(row + at + L, int(left - L)) : Vec<T>{};
-      store<T>(out + i, shuffle_lanes<EvenLanes, T>(a, b));
+      store<T>(out + i, even_lanes<T>(a, b));
     }
   } else {
     for (; i < end; ++i) out[i] = row[first + i * step];
@@ -161,8 +139,8 @@ inline void interleave_row(const T* parts, int64_t pitch, int64_t step, T* out, 
   if (step == 2)
     for (; 2 * i + 2 * L <= count; i += L) {
       const Vec<T> a = load(parts + i), b = load(parts + pitch + i);
-      store<T>(out + 2 * i, shuffle_lanes<Interleaved<L, false>, T>(a, b));
-      store<T>(out + 2 * i + L, shuffle_lanes<Interleaved<L, true>, T>(a, b));
+      store<T>(out + 2 * i, interleaved_low<T>(a, b));
+      store<T>(out + 2 * i + L, interleaved_high<T>(a, b));
     }
   for (int64_t j = 0; j < minimum(step, count); ++j)
     for (int64_t k = i; k * step + j < count; ++k) out[k * step + j] = parts[j * pitch + k];

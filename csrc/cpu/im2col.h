@@ -56,12 +56,6 @@ inline __attribute__((always_inline)) Vec<T> load_lanes(const T* p, uint32_t whi
 }
 #endif
 
-// Lanes 0, 2, 4 … of two vectors in turn.
-template <class T, size_t... lane>
-inline __attribute__((always_inline)) Vec<T> even_lanes(Vec<T> a, Vec<T> b, std::index_sequence<lane...>) {
-  return __builtin_shuffle(a, b, Mask<T>{int(2 * lane)...});
-}
-
 // The grid of output pixels of a sub-convolution and the planes it reads.
 struct PixelGrid {
   int64_t rows, columns;       // output pixels of one image; pixels are numbered over the batch, image by image
@@ -170,7 +164,7 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
             a |= (Mask<T>)load_lanes(in + runs[i].base, low[i]);
             b |= (Mask<T>)load_lanes(in + runs[i].base + lanes<T>, high[i]);
           }
-          store(out, even_lanes<T>((Vec<T>)a, (Vec<T>)b, std::make_index_sequence<size_t(lanes<T>)>{}));
+          store(out, even_lanes<T>((Vec<T>)a, (Vec<T>)b));
         }
       } else {
         for (; out < out_end; out += step, in += grid.plane) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "../dtype.h"
 
@@ -223,6 +224,45 @@ inline __attribute__((always_inline)) T load_one(const T* p) {
 template <class T>
 inline __attribute__((always_inline)) void store_one(T* p, T value) {
   *p = value;
+}
+
+// Lane i of the result is lane INDEX::lane(i) of a, or of b from the number of lanes on.
+template <class INDEX, class T, int... I>
+inline __attribute__((always_inline)) Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  constexpr Mask<T> index = {INDEX::lane(I)...};
+  return __builtin_shuffle(a, b, index);
+}
+template <class INDEX, class T>
+inline __attribute__((always_inline)) Vec<T> shuffle_lanes(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<INDEX, T>(a, b, std::make_integer_sequence<int, lanes<T>>{});
+}
+
+template <int FIRST>
+struct EverySecond {
+  static constexpr int lane(int i) { return FIRST + 2 * i; }
+};
+// The low or the high halves of two vectors, their elements alternating.
+template <int LANES, bool HIGH>
+struct Interleaved {
+  static constexpr int lane(int i) { return i / 2 + (HIGH ? LANES / 2 : 0) + (i % 2 ? LANES : 0); }
+};
+
+// Every second of the 2 * lanes values a, b; and a and b interleaved.
+template <class T>
+inline __attribute__((always_inline)) Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<EverySecond<0>, T>(a, b);
+}
+template <class T>
+inline __attribute__((always_inline)) Vec<T> odd_lanes(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<EverySecond<1>, T>(a, b);
+}
+template <class T>
+inline __attribute__((always_inline)) Vec<T> interleaved_low(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<Interleaved<lanes<T>, false>, T>(a, b);
+}
+template <class T>
+inline __attribute__((always_inline)) Vec<T> interleaved_high(Vec<T> a, Vec<T> b) {
+  return shuffle_lanes<Interleaved<lanes<T>, true>, T>(a, b);
 }
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -71,61 +71,6 @@ FASTCONV_INLINE bool any(Mask<C> mask) {
 #endif
 }
 
-// Every second lane of the 2 * lanes values a, b; and a and b interleaved.
-template <class C>
-FASTCONV_INLINE Vec<C> even_lanes(Vec<C> a, Vec<C> b) {
-  constexpr int n = lanes<C>;
-  using M = Mask<C>;
-  if constexpr (n == 16)
-    return __builtin_shuffle(a, b, M{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
-  else if constexpr (n == 8)
-    return __builtin_shuffle(a, b, M{0, 2, 4, 6, 8, 10, 12, 14});
-  else if constexpr (n == 4)
-    return __builtin_shuffle(a, b, M{0, 2, 4, 6});
-  else
-    return __builtin_shuffle(a, b, M{0, 2});
-}
-template <class C>
-FASTCONV_INLINE Vec<C> interleaved_low(Vec<C> a, Vec<C> b) {
-  constexpr int n = lanes<C>;
-  using M = Mask<C>;
-  if constexpr (n == 16)
-    return __builtin_shuffle(a, b, M{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-  else if constexpr (n == 8)
-    return __builtin_shuffle(a, b, M{0, 8, 1, 9, 2, 10, 3, 11});
-  else if constexpr (n == 4)
-    return __builtin_shuffle(a, b, M{0, 4, 1, 5});
-  else
-    return __builtin_shuffle(a, b, M{0, 2});
-}
-template <class C>
-FASTCONV_INLINE Vec<C> interleaved_high(Vec<C> a, Vec<C> b) {
-  constexpr int n = lanes<C>;
-  using M = Mask<C>;
-  if constexpr (n == 16)
-    return __builtin_shuffle(a, b, M{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-  else if constexpr (n == 8)
-    return __builtin_shuffle(a, b, M{4, 12, 5, 13, 6, 14, 7, 15});
-  else if constexpr (n == 4)
-    return __builtin_shuffle(a, b, M{2, 6, 3, 7});
-  else
-    return __builtin_shuffle(a, b, M{1, 3});
-}
-
-template <class C>
-FASTCONV_INLINE Vec<C> odd_lanes(Vec<C> a, Vec<C> b) {
-  constexpr int n = lanes<C>;
-  using M = Mask<C>;
-  if constexpr (n == 16)
-    return __builtin_shuffle(a, b, M{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
-  else if constexpr (n == 8)
-    return __builtin_shuffle(a, b, M{1, 3, 5, 7, 9, 11, 13, 15});
-  else if constexpr (n == 4)
-    return __builtin_shuffle(a, b, M{1, 3, 5, 7});
-  else
-    return __builtin_shuffle(a, b, M{1, 3});
-}
-
 // Lane i from p[i * stride]. `fixed` is the stride if it is 1 or 2, where vectors are loaded (2 * lanes values for 2), else 0.
 template <int fixed, class C>
 FASTCONV_INLINE Vec<C> load_strided(const C* p, int64_t stride) {

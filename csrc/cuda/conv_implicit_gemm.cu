@@ -8,6 +8,7 @@
 #include "conv.h"
 #include "conv_gather.cuh"
 #include "conv_weight.cuh"
+#include "pipeline.cuh"
 
 namespace fastconv::FASTCONV_BACKEND {
 
@@ -35,7 +36,7 @@ struct Traits : Tiles<T> {
   static constexpr int pack = 16 / int(sizeof(T));
   // Rows of shared memory are padded by one access, so that a chunk written along its depth does not hit one bank.
   static constexpr int pitch_rows = Base::rows + pack, pitch_columns = Base::columns + pack;
-  static constexpr int stage = Base::depth * (pitch_rows + pitch_columns);
+  static constexpr int stage_a = Base::depth * pitch_rows, stage = stage_a + Base::depth * pitch_columns;
   static constexpr size_t shared_bytes = sizeof(T) * stage * Base::stages;
 
   static_assert(threads == 256);
@@ -68,25 +69,6 @@ FASTCONV_DEVICE void multiply_stage(T (&acc)[Traits<T>::thread_rows][Traits<T>::
 #pragma unroll
       for (int j = 0; j < X::thread_columns; ++j) acc[i][j] = multiply_add(left[i], right[j], acc[i][j]);
   }
-}
-
-// Runs `steps` chunks through the pipeline: load(step, a, b) enqueues copies, use(a, b) computes.
-template <class T, class Load, class Use>
-FASTCONV_DEVICE void pipeline(T* shared, int64_t steps, const Load& load, const Use& use) {
-  using X = Traits<T>;
-  const auto stage = [&](int64_t step) { return shared + step % X::stages * X::stage; };
-  const auto enqueue = [&](int64_t step) {
-    if (step < steps) load(step, stage(step), stage(step) + X::depth * X::pitch_rows);
-    copy_async_commit();  // an empty group at the end keeps the count
-  };
-  for (int s = 0; s < X::stages - 1; ++s) enqueue(s);
-  for (int64_t step = 0; step < steps; ++step) {
-    copy_async_wait<X::stages - 2>();
-    __syncthreads();  // this stage has arrived for all, and the one about to be refilled has been read by all
-    enqueue(step + X::stages - 1);
-    use(stage(step), stage(step) + X::depth * X::pitch_rows);
-  }
-  copy_async_wait<0>();
 }
 
 // ---- forward and input gradient ----
@@ -145,8 +127,7 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
 
     T acc[X::thread_rows][X::thread_columns] = {};
     const int row = tid / X::across * X::thread_rows, column = tid % X::across * X::thread_columns;
-    pipeline<T>(shared, steps, load, [&](const T* a, const T* b) { multiply_stage<T>(acc, a + row, b + column); });
-    __syncthreads();  // the next tile refills the stages
+    pipeline<X>(shared, steps, load, [&](const T* a, const T* b) { multiply_stage<T>(acc, a + row, b + column); });
 
 #pragma unroll
     for (int i = 0; i < X::thread_rows; ++i) {
@@ -206,12 +187,11 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
     T bias_sum = 0;
     const bool sums_bias = partials.bias && tap == 0 && column0 == 0 && tid < X::rows;
     const int row = tid / X::across * X::thread_rows, column = tid % X::across * X::thread_columns;
-    pipeline<T>(shared, (end - begin + X::depth - 1) / X::depth, load, [&](const T* a, const T* b) {
+    pipeline<X>(shared, (end - begin + X::depth - 1) / X::depth, load, [&](const T* a, const T* b) {
       multiply_stage<T>(acc, a + row, b + column);
       if (sums_bias)
         for (int k = 0; k < X::depth; ++k) bias_sum += a[k * X::pitch_rows + tid];
     });
-    __syncthreads();
 
     T* out = partials.weights + ((slice * g.groups + group) * g.taps + tap) * g.out_channels * g.in_channels;
 #pragma unroll

@@ -7,6 +7,7 @@
 #include "conv.h"
 #include "conv_gather.cuh"
 #include "conv_weight.cuh"
+#include "pipeline.cuh"
 
 namespace fastconv::FASTCONV_BACKEND {
 
@@ -49,7 +50,7 @@ struct Tile {
   static constexpr int warp_rows = warp_rows_, warp_columns = 32;
   static constexpr int warps_across = columns / warp_columns, warps = warps_across * (rows / warp_rows), threads = 32 * warps;
   static constexpr int blocks_down = warp_rows / 16, blocks_across = warp_columns / 8;  // mma tiles of a warp
-  static constexpr int stage = depth * (rows + columns);
+  static constexpr int stage_a = depth * rows, stage = stage_a + depth * columns;
   static constexpr size_t pipeline_bytes = sizeof(T) * stage * stages;
   static constexpr int result_pitch = columns + E::pack;
   static constexpr size_t result_bytes = sizeof(T) * rows * result_pitch;
@@ -122,25 +123,6 @@ FASTCONV_DEVICE void multiply_chunk(Sums<X>& sums, const typename X::T* a, const
 #pragma unroll
       for (int j = 0; j < X::blocks_across; ++j) multiply_matrix<typename X::T>(sums[i][j], left[i], right[j / 2][j % 2]);
   }
-}
-
-// Runs `steps` chunks through the pipeline: load(step, a, b) enqueues copies, use(a, b) computes.
-template <class X, class Load, class Use>
-FASTCONV_DEVICE void pipeline(typename X::T* shared, int64_t steps, const Load& load, const Use& use) {
-  const auto stage = [&](int64_t step) { return shared + step % X::stages * X::stage; };
-  const auto enqueue = [&](int64_t step) {
-    if (step < steps) load(step, stage(step), stage(step) + X::depth * X::rows);
-    copy_async_commit();  // an empty group at the end keeps the count
-  };
-  for (int s = 0; s < X::stages - 1; ++s) enqueue(s);
-  for (int64_t step = 0; step < steps; ++step) {
-    copy_async_wait<X::stages - 2>();
-    __syncthreads();  // this stage has arrived for all, and the one about to be refilled has been read by all
-    enqueue(step + X::stages - 1);
-    use(stage(step), stage(step) + X::depth * X::rows);
-  }
-  copy_async_wait<0>();
-  __syncthreads();
 }
 
 // Where this warp's part of the tile begins.
@@ -402,12 +384,11 @@ int64_t weights_bytes(const Gather& g, int64_t in_padded) {
 }
 
 template <class X>
-void launch_gather(const ConvProblem& p, const ConvArgs& args, const Gather& g, int64_t in_padded, const typename X::T* x,
+void launch_gather(const ConvArgs& args, const Gather& g, int64_t in_padded, const typename X::T* x,
                    const typename X::T* weights, typename X::T* y, bool forward) {
   using T = typename X::T;
   const int64_t row_tiles = (g.positions() + X::rows - 1) / X::rows,
                 column_tiles = (g.out_channels + X::columns - 1) / X::columns;
-  (void)p;
   launch(forward ? "conv_forward_tensor_core" : "conv_input_gradient_tensor_core", gather_tensor_core<X>,
          dim3(blocks_for(row_tiles * column_tiles * g.groups, 1)), dim3(X::threads), X::shared_bytes, args.stream, g,
          int(in_padded), row_tiles, x, weights, static_cast<const T*>(args.b), y);
@@ -433,9 +414,9 @@ void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive)
       // Large tiles where they fill the GPU, else small ones.
       const int64_t large = (g.positions() + 127) / 128 * ((g.out_channels + 127) / 128) * g.groups;
       if (g.out_channels > 64 && large >= args.threads)
-        launch_gather<Large<T>>(p, args, g, in_padded, in, packed, out, forward);
+        launch_gather<Large<T>>(args, g, in_padded, in, packed, out, forward);
       else
-        launch_gather<Small<T>>(p, args, g, in_padded, in, packed, out, forward);
+        launch_gather<Small<T>>(args, g, in_padded, in, packed, out, forward);
     }
 }
 

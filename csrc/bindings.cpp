@@ -203,6 +203,7 @@ void bind_lrn(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastconv's kernels. The Python package checks arguments and allocates; this module takes addresses.";
+  m.attr("interface") = FASTCONV_INTERFACE;
   m.def("isa", [] { return std::string(cpu::kernels().isa); }, "The instruction set in use.");
   m.def("compiled_isas", cpu::compiled_isas, "Instruction sets this module was compiled for, best first.");
   m.def("available_isas", cpu::available_isas, "Those of them that this machine has.");

@@ -2,6 +2,9 @@
 
 import torch  # noqa: F401  (first: the kernels bind to the OpenMP runtime that torch has loaded)
 
+from fastconv import interface  # noqa: F401  (next: all else would crash in kernels of another version)
+
+# isort: split
 from fastconv import functional, models, nn
 from fastconv.config import algorithms, force_algorithm, show_config
 from fastconv.convert import ConversionReport, accelerate, convert, revert

@@ -57,6 +57,12 @@ def _find(key: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         return None, key
 
 
+def _kind(value: Any) -> Any:
+    """The type of a value, or those of the values in a sequence."""
+    kind = type(value)
+    return tuple(map(_kind, value)) if kind is tuple or kind is list else kind
+
+
 def _hashable(value: Any) -> Any:
     return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
@@ -85,7 +91,7 @@ def _conv(
     if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
             dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, None if b is None else (b.shape, b.dtype),
-            stride, type(stride), padding, type(padding), dilation, type(dilation), groups, type(groups),
+            stride, _kind(stride), padding, _kind(padding), dilation, _kind(dilation), groups, type(groups),
             _threads(), _forced(),
         )  # fmt: skip
         found, key = _find(key)
@@ -118,8 +124,9 @@ def _conv_transpose(
     if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
         key = (
             -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
-            None if b is None else (b.shape, b.dtype), stride, type(stride), padding, type(padding),
-            output_padding, type(output_padding), groups, type(groups), dilation, type(dilation), _threads(), _forced(),
+            None if b is None else (b.shape, b.dtype), stride, _kind(stride), padding, _kind(padding),
+            output_padding, _kind(output_padding), groups, type(groups), dilation, _kind(dilation),
+            _threads(), _forced(),
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -365,8 +372,8 @@ def _max_pool(
     key = found = None
     if not is_compiling() and eager(x):
         key = (
-            "max", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride), padding,
-            type(padding), dilation, type(dilation), ceil_mode, type(ceil_mode), _threads(),
+            "max", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride), padding,
+            _kind(padding), dilation, _kind(dilation), ceil_mode, type(ceil_mode), _threads(),
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -402,7 +409,7 @@ def _max_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]], retu
 def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: Any) -> Any:
     key = found = None
     if not is_compiling() and eager(x):
-        key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, type(output_size), _threads())
+        key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads())
         found, key = _find(key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
@@ -429,8 +436,8 @@ def _average_pool(
     key = found = None
     if not is_compiling() and eager(x):
         key = (
-            "average", dims, x.shape, x.stride(), x.dtype, kernel_size, type(kernel_size), stride, type(stride),
-            padding, type(padding), ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor,
+            "average", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride),
+            padding, _kind(padding), ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor,
             type(divisor), _threads(),
         )  # fmt: skip
         found, key = _find(key)
@@ -462,7 +469,7 @@ def _average_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]]) 
 def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
     key = found = None
     if not is_compiling() and eager(x):
-        key = ("adaptive average", dims, x.shape, x.stride(), x.dtype, output_size, type(output_size), _threads())
+        key = ("adaptive average", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads())
         found, key = _find(key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1, empty_channels=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,6 +61,18 @@ def test_isa_unknown() -> None:
 def test_isa_default_is_the_best() -> None:
     done = python("import fastconv; print(fastconv._C.isa())", FASTCONV_ISA="")
     assert done.stdout.strip() == _C.available_isas()[0]
+
+
+def test_kernels_of_another_version_are_refused(tmp_path: Path) -> None:
+    package = tmp_path / "fastconv"
+    shutil.copytree(Path(_C.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(package / "_C.pyi", "a") as stub:
+        stub.write("def added() -> None: ...\n")
+    done = python("import fastconv", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert re.search(
+        r"ImportError: .*fastconv/_C\..*\.so belong to another version .*install fastconv again", done.stderr
+    )
 
 
 def test_links_neither_openmp_nor_torch() -> None:

@@ -334,6 +334,10 @@ def test_a_bad_argument_is_refused_after_an_equal_good_one():
     for bad in ((2.0, 1, 0), (2, True, 0), (2, 1, False)):
         with pytest.raises(TypeError):
             functional.max_pool2d(X, *bad)
+    functional.conv2d(X, W, stride=(1, 1), padding=(1, 1))
+    for stride, padding in (((1.0, 1.0), (1, 1)), ((1, 1), [1, 1.0])):
+        with pytest.raises(TypeError):
+            functional.conv2d(X, W, stride=stride, padding=padding)
 
 
 OPS = torch.ops.fastconv

@@ -122,11 +122,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    import torch
+
     from fastconv import models
 
     if options.model is None:
         names = models.list_models()
-        counts = [_count(models.create_model(name)) for name in names]
+        with torch.device("meta"):
+            counts = [_count(models.create_model(name)) for name in names]
         print(table(["model", "parameters"], [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]))
         return 0
     model = models.create_model(options.model)

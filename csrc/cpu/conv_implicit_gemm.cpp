@@ -22,7 +22,7 @@ constexpr int64_t chunk_target = 256;               // steps of the reduction th
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // The taps of one axis, sorted by the phase they belong to.
-struct Axis {
+struct TapAxis {
   int64_t out, in;  // sizes
   int64_t step, stride;
   int64_t phases;
@@ -34,8 +34,8 @@ struct Axis {
   int64_t tap_count(int64_t phase) const { return begin[phase + 1] - begin[phase]; }
 };
 
-Axis forward_axis(Workspace& space, int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  Axis axis = {out, in, 1, stride, 1, space.take<int64_t>(2), space.take<Tap>(kernel)};
+TapAxis forward_axis(Workspace& space, int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  TapAxis axis = {out, in, 1, stride, 1, space.take<int64_t>(2), space.take<Tap>(kernel)};
   if (axis.taps) {
     axis.begin[0] = 0, axis.begin[1] = kernel;
     for (int64_t r = 0; r < kernel; ++r) axis.taps[r] = {r * dilation - pad, r};
@@ -43,9 +43,10 @@ Axis forward_axis(Workspace& space, int64_t out, int64_t in, int64_t kernel, int
   return axis;
 }
 
-Axis gradient_axis(Workspace& space, int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+TapAxis gradient_axis(Workspace& space, int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad,
+                      int64_t dilation) {
   const int64_t phases = minimum(stride, out);
-  Axis axis = {out, in, stride, 1, phases, space.take<int64_t>(phases + 1), space.take<Tap>(kernel)};
+  TapAxis axis = {out, in, stride, 1, phases, space.take<int64_t>(phases + 1), space.take<Tap>(kernel)};
   if (!axis.taps) return axis;
   auto phase_of = [&](int64_t r) { return ((r * dilation - pad) % stride + stride) % stride; };
   for (int64_t f = 0; f <= phases; ++f) axis.begin[f] = 0;
@@ -81,7 +82,7 @@ struct Correlation {
   int64_t n, groups, in_channels, out_channels, kernel_columns;
   Strides in_strides, out_strides;
   int64_t weight_group, weight_out, weight_in, weight_row, weight_column;  // strides of the weight
-  Axis rows, columns;
+  TapAxis rows, columns;
 
   int64_t reduction(int64_t row_phase, int64_t column_phase) const {
     return in_channels * rows.tap_count(row_phase) * columns.tap_count(column_phase);
@@ -231,9 +232,13 @@ struct ChannelsFirst {
 
   struct Scratch {
     T *pixels, *partial;
-    Scratch(Workspace& space, const Correlation<T>&)
+    PaddedRows<T> padded;
+    Scratch(Workspace& space, const ConvProblem& problem, Primitive primitive, const Correlation<T>&)
         : pixels(space.take<T>(chunk_target * (most_pixels + width))),
-          partial(space.take<T>(int64_t(most_panels) * rows * (most_pixels + width))) {}
+          partial(space.take<T>(int64_t(most_panels) * rows * (most_pixels + width))) {
+      if (primitive == Primitive::forward && PaddedRows<T>::worth(problem, most_pixels + width))
+        padded = PaddedRows<T>(problem, most_pixels + width, space);
+    }
   };
 
   static void finish(const Output& output, int64_t first, T* out, Vec<T> v) {
@@ -268,19 +273,23 @@ struct ChannelsFirst {
     }
   }
 
-  static void unit(const Correlation<T>& q, const PixelGrid& grid, const Scratch& scratch, const T*, const T* packed,
+  static void unit(const Correlation<T>& q, const PixelGrid& grid, Scratch& scratch, const T*, const T* packed,
                    const Output& output, int64_t group, int64_t first_pixel, int64_t end_pixel, int64_t first_panel,
                    int64_t end_panel) {
     const int64_t reduction = q.in_channels * grid.taps(), pixel_panels = ceil_div(end_pixel - first_pixel, width);
     const Chunks chunks(reduction);
     const T* in = q.in + group * q.in_channels * q.in_strides.channel;
+    if (scratch.padded.used()) scratch.padded.fill(grid, in, first_pixel, end_pixel);
     for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
       const int64_t begin = chunk * chunks.length, end = minimum(begin + chunks.length, reduction), count = end - begin;
       for (int64_t panel = 0; panel < pixel_panels; ++panel)
         for (int v = 0; v < vectors; ++v) {
-          const int64_t pixel = first_pixel + panel * width + v * lanes<T>;
-          read_taps(grid, PixelVector<T>(grid, pixel, end_pixel), in, begin, end,
-                    scratch.pixels + panel * width * count + v * lanes<T>, width);
+          const PixelVector<T> read(grid, first_pixel + panel * width + v * lanes<T>, end_pixel);
+          T* to = scratch.pixels + panel * width * count + v * lanes<T>;
+          if (scratch.padded.used())
+            scratch.padded.read(grid, read, begin, end, to, width);
+          else
+            read_taps(grid, read, in, begin, end, to, width);
         }
       for (int64_t panel = 0; panel < pixel_panels; ++panel)
         for (int64_t k = first_panel; k < end_panel; ++k) {
@@ -323,7 +332,7 @@ struct ChannelsLast {
   struct Scratch {
     const T** pixels;  // [tile][run][rows]
     T* edges;          // runs that lie partly in the padding
-    Scratch(Workspace& space, const Correlation<T>& q)
+    Scratch(Workspace& space, const ConvProblem&, Primitive, const Correlation<T>& q)
         : pixels(space.take<const T*>((most_pixels + rows) * (chunk_target + 1))),
           edges(space.take<T>(Runs::merged(q) ? (most_pixels + rows) * (chunk_target + 2 * Runs::longest(q)) : 0)) {}
   };
@@ -409,7 +418,7 @@ struct ChannelsLast {
     }
   }
 
-  static void unit(const Correlation<T>& q, const PixelGrid& grid, const Scratch& scratch, const T* zeros, const T* packed,
+  static void unit(const Correlation<T>& q, const PixelGrid& grid, Scratch& scratch, const T* zeros, const T* packed,
                    const Output& output, int64_t group, int64_t first_pixel, int64_t end_pixel, int64_t first_panel,
                    int64_t end_panel) {
     const int64_t reduction = q.in_channels * grid.taps();
@@ -449,7 +458,7 @@ struct Memory {
     packed = space.take<T>(q.groups * panels * Core::panel_width * q.in_channels * problem.r * problem.s);
     zeros = space.take<T>(zero_count = ChannelsLast<T>::Runs::longest(q));
     Workspace one(nullptr);
-    (void)typename Core::Scratch(one, q);
+    (void)typename Core::Scratch(one, problem, primitive, q);
     scratch_bytes = one.bytes();
     scratch = space.take<char>(scratch_bytes * args.threads);
     bytes = space.bytes();
@@ -482,7 +491,7 @@ void run(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) 
       }
     if (parts > 1) barrier();
     Workspace space(memory.scratch + id * memory.scratch_bytes);
-    const typename Core::Scratch scratch(space, q);
+    typename Core::Scratch scratch(space, problem, primitive, q);
     for (int64_t a = 0; a < q.rows.phases; ++a)
       for (int64_t b = 0; b < q.columns.phases; ++b) {
         const PixelGrid grid = q.grid(a, b);

@@ -43,11 +43,15 @@ struct WeightGradient {
   struct Scratch {
     T *x, *gy, *under_taps;
     const T** pointers;
-    explicit Scratch(Workspace& space)
+    PaddedRows<T> padded;
+    Scratch(Workspace& space, const ConvProblem& problem)
         : x(space.take<T>(block_panels * rows * chunk)),
           gy(space.take<T>(width * chunk)),
           under_taps(space.take<T>(block_panels * rows * lanes<T>)),
-          pointers(space.take<const T*>(chunk)) {}
+          pointers(space.take<const T*>(chunk)) {
+      if (problem.layout == Layout::channels_first && PaddedRows<T>::worth(problem, chunk))
+        padded = PaddedRows<T>(problem, chunk, space);
+    }
   };
 
   WeightGradient(const ConvProblem& p, const ConvArgs& args)
@@ -84,7 +88,7 @@ struct WeightGradient {
     sums = space.take<T>(slices * all);
     zeros = space.take<T>(c);
     Workspace one(nullptr);
-    (void)Scratch(one);
+    (void)Scratch(one, p);
     scratch_bytes = one.bytes();
     scratch = space.take<char>(scratch_bytes * args.threads);
     bytes = space.bytes();
@@ -137,8 +141,11 @@ struct WeightGradient {
     for (int64_t i = 0; i < end - first; i += lanes<T>) {
       T* rows_of_e = scratch.under_taps;
       const int64_t gathered = maximum<int64_t>(end_e - begin_e, 0);
-      if (gathered)
-        read_taps(grid, PixelVector<T>(grid, first + i, end), x + group * x_group, begin_e, end_e, rows_of_e, lanes<T>);
+      const PixelVector<T> read(grid, first + i, end);
+      if (scratch.padded.used())
+        scratch.padded.read(grid, read, begin_e, end_e, rows_of_e, lanes<T>);
+      else if (gathered)
+        read_taps(grid, read, x + group * x_group, begin_e, end_e, rows_of_e, lanes<T>);
       for (int64_t e = gathered; e < all; ++e) store(rows_of_e + e * lanes<T>, splat(T(begin_e + e == reduction())));
       for (int64_t panel = 0; panel < end_panel - first_panel; ++panel)
         transpose_panel<0>(rows_of_e + panel * rows * lanes<T>, scratch.x + (panel * chunk + i) * rows);
@@ -215,10 +222,11 @@ struct WeightGradient {
       }
   }
 
-  void sum_slice(int64_t slice, int64_t group, Range panels, const Scratch& scratch) const {
+  void sum_slice(int64_t slice, int64_t group, Range panels, Scratch& scratch) const {
     const Range chunks = share(ceil_div(pixels, chunk), int(slice), int(slices));
     for (int64_t i = chunks.begin; i < chunks.end; ++i) {
       const int64_t first = i * chunk, end = minimum(first + chunk, pixels);
+      if (scratch.padded.used()) scratch.padded.fill(grid, x + group * x_group, first, end);
       for (int64_t block = panels.begin; block < panels.end; block += block_panels) {
         const int64_t block_end = minimum(block + block_panels, panels.end);
         if (channels_last)
@@ -262,11 +270,11 @@ struct WeightGradient {
     }
   }
 
-  void run(int threads) const {
+  void run(const ConvProblem& problem, int threads) const {
     for (int64_t i = 0; i < c; ++i) zeros[i] = T(0);
     parallel(threads, [&](int id, int parts) {
       Workspace space(scratch + id * scratch_bytes);
-      const Scratch mine(space);
+      Scratch mine(space, problem);
       // Panels of e are split only as far as threads need it: every part packs the same gy.
       const int64_t units = groups * slices, splits = units % parts ? minimum<int64_t>(parts, e_panels) : 1;
       const Range work = share(units * splits, id, parts);
@@ -281,9 +289,9 @@ struct WeightGradient {
 
 void run(const ConvProblem& problem, const ConvArgs& args) {
   if (problem.dtype == Dtype::float64)
-    WeightGradient<double>(problem, args).run(args.threads);
+    WeightGradient<double>(problem, args).run(problem, args.threads);
   else
-    WeightGradient<float>(problem, args).run(args.threads);
+    WeightGradient<float>(problem, args).run(problem, args.threads);
 }
 
 int64_t workspace_bytes(const ConvProblem& problem, int threads) {

@@ -1,7 +1,9 @@
 // Reads an NCHW image under the taps of a convolution, a vector of output pixels at a time.
 #pragma once
 
+#include "conv_axis.h"
 #include "isa.h"
+#include "workspace.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -176,5 +178,105 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
       }
     }
 }
+
+// The rows of an NCHW image that a block of output pixels reads, copied with their padding and with columns apart by their
+// residue modulo the stride: under every tap, consecutive pixels of a row then read consecutive elements. Pays where few
+// channels are read under many taps. For what slides over x: a forward convolution or a weight gradient.
+template <class T>
+class PaddedRows {
+ public:
+  // Whether it pays, for blocks of at most `pixels` pixels.
+  static bool worth(const ConvProblem& p, int64_t pixels) {
+    constexpr int64_t most_elements = 1 << 17;
+    const int64_t channels = p.c / p.groups;
+    if (channels > 8 || p.r * p.s == 1 || maximum(p.h, p.w) > 1 << 20 || !worth_padding(p, Primitive::forward)) return false;
+    return PaddedRows(p).size(pixels) <= most_elements;
+  }
+
+  // The unused object.
+  PaddedRows() = default;
+  PaddedRows(const ConvProblem& p, int64_t pixels, Workspace& space) : PaddedRows(p) {
+    plane_ = (size(pixels) - 2 * lanes<T>) / channels_;
+    offsets_ = space.take<int64_t>(p.r * p.s);
+    rows_ = space.take<T>(size(pixels));
+    if (!offsets_) return;
+    rows_ += lanes<T>;
+    for (int64_t r = 0; r < p.r; ++r)
+      for (int64_t s = 0; s < p.s; ++s) {
+        const int64_t column = s * p.dilation_w;
+        offsets_[r * p.s + s] = r * p.dilation_h * row_ + column % step_ * pitch_ + column / step_;
+      }
+  }
+
+  bool used() const { return rows_ != nullptr; }
+
+  // Copies what the pixels first to end - 1 read of the channels of one group.
+  void fill(const PixelGrid& grid, const T* x, int64_t first, int64_t end) {
+    top_ = virtual_row(grid, first);
+    T* to = rows_;
+    for (int64_t row = top_; row <= virtual_row(grid, end - 1) + span_; ++row, to += row_) {
+      const int64_t h = row % image_rows_ + grid.row_taps[0].offset;
+      const bool inside = h >= 0 && h < grid.height;
+      const T* from = x + row / image_rows_ * grid.image + (inside ? h * grid.width : 0);
+      for (int64_t c = 0; c < channels_; ++c)
+        for (int64_t i = 0; i < step_; ++i)
+          copy_padded(from + c * grid.plane, inside ? grid.width : 0, grid.column_taps[0].offset + i, step_,
+                      to + c * plane_ + i * pitch_, pitch_);
+    }
+  }
+
+  // As read_taps, but lanes without a pixel hold anything.
+  void read(const PixelGrid& grid, const PixelVector<T>& pixels, int64_t begin, int64_t end, T* dst, int64_t dst_step) const {
+    if (begin >= end) return;
+    const T* from[lanes<T>];
+    Mask<T> later[lanes<T>];  // the lanes of this piece and of those after it
+    Mask<T> lane;
+    for (int i = 0; i < lanes<T>; ++i) lane[i] = i;
+    for (int i = 0; i < pixels.count; ++i) {
+      const auto& piece = pixels.pieces[i];
+      from[i] = rows_ + (piece.n * image_rows_ + piece.row * grid.stride_h - top_) * row_ + piece.column - piece.lane;
+      later[i] = lane >= piece.lane;
+    }
+    const int64_t taps = grid.taps();
+    int64_t plane = begin / taps * plane_;
+    for (int64_t tap = begin % taps, e = begin; e < end; ++e, dst += dst_step) {
+      const int64_t offset = plane + offsets_[tap];
+      Vec<T> v{};
+      if (pixels.count) v = load(from[0] + offset);
+      for (int i = 1; i < pixels.count; ++i) v = later[i] ? load(from[i] + offset) : v;
+      store(dst, v);
+      if (++tap == taps) tap = 0, plane += plane_;
+    }
+  }
+
+ private:
+  explicit PaddedRows(const ConvProblem& p)
+      : channels_(p.c / p.groups),
+        step_(p.stride_w),
+        span_((p.r - 1) * p.dilation_h),
+        image_rows_((p.p - 1) * p.stride_h + span_ + 1),
+        pitch_(p.q + (p.s - 1) * p.dilation_w / step_ + 1),
+        row_(step_ * pitch_),
+        columns_(p.q),
+        image_pixels_(p.p * p.q),
+        stride_h_(p.stride_h) {}
+
+  // Rows of all images one after the other, each with its padding: where the first tap of a pixel reads.
+  int64_t virtual_row(const PixelGrid& grid, int64_t pixel) const {
+    return pixel / image_pixels_ * image_rows_ + pixel % image_pixels_ / grid.columns * grid.stride_h;
+  }
+
+  // Elements for blocks of so many pixels: between two of their rows lies a stride, or the end of an image.
+  int64_t size(int64_t pixels) const {
+    const int64_t steps = (pixels - 2) / columns_ + 1, images = minimum(steps, (pixels - 2) / image_pixels_ + 1);
+    const int64_t rows = span_ + 1 + (steps - images) * stride_h_ + images * maximum(stride_h_, span_ + 1);
+    return channels_ * (rows * row_ + lanes<T>)+2 * lanes<T>;
+  }
+
+  int64_t channels_, step_, span_, image_rows_, pitch_, row_, columns_, image_pixels_, stride_h_;
+  int64_t plane_ = 0, top_ = 0;
+  int64_t* offsets_ = nullptr;  // of the taps
+  T* rows_ = nullptr;           // [channel][row][residue of the column][column]
+};
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

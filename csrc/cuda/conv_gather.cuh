@@ -33,6 +33,7 @@ struct Gather {
   int out_padded;                         // out_channels rounded up as the packed weights are
   int kernel_columns, taps;               // S and R S: number the packed weights' taps
   Strides in, out;
+  bool relu;
 
   FASTCONV_HOST_DEVICE int64_t positions() const { return batch * rows.grid * columns.grid; }
 };
@@ -71,7 +72,8 @@ inline Gather forward_gather(const ConvProblem& p, int out_multiple) {
           int(p.s),
           int(p.r * p.s),
           strides_of(p.layout, p.c, p.h, p.w),
-          strides_of(p.layout, p.k, p.p, p.q)};
+          strides_of(p.layout, p.k, p.p, p.q),
+          p.relu};
 }
 
 inline Gather phase_gather(const ConvProblem& p, int64_t phase_h, int64_t phase_w, int out_multiple) {
@@ -86,7 +88,8 @@ inline Gather phase_gather(const ConvProblem& p, int64_t phase_h, int64_t phase_
           int(p.s),
           int(p.r * p.s),
           strides_of(p.layout, p.k, p.p, p.q),
-          strides_of(p.layout, p.c, p.h, p.w)};
+          strides_of(p.layout, p.c, p.h, p.w),
+          p.relu};
 }
 
 // Whether everything inside one image, and every reach of a window, fits the 32-bit fields; the batch is counted in 64 bits.
@@ -139,9 +142,9 @@ inline WeightStrides weight_strides(const ConvProblem& p) {
 inline int64_t packed_weights(const Gather& g, int in_padded) { return int64_t(g.groups) * g.taps * in_padded * g.out_padded; }
 
 // `transposed`: out channels are the tensor's c, in channels its k (the input gradient).
-template <class T>
-__global__ void __launch_bounds__(256) pack_weights(const T* w, T* packed, WeightStrides strides, bool transposed, int groups,
-                                                    int taps, int in, int in_padded, int out, int out_padded) {
+template <class T, class Packed = T>
+__global__ void __launch_bounds__(256) pack_weights(const T* w, Packed* packed, WeightStrides strides, bool transposed,
+                                                    int groups, int taps, int in, int in_padded, int out, int out_padded) {
   const int64_t count = int64_t(groups) * taps * in_padded * out_padded, step = int64_t(gridDim.x) * blockDim.x;
   const int64_t k_a_group = transposed ? in : out;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -150,7 +153,10 @@ __global__ void __launch_bounds__(256) pack_weights(const T* w, T* packed, Weigh
     const int64_t k = group * k_a_group + (transposed ? c : o);
     T value{};
     if (o < out && c < in) value = w[k * strides.k + (transposed ? o : c) * strides.c + tap * strides.tap];
-    packed[i] = value;
+    if constexpr (std::is_same_v<T, Packed>)
+      packed[i] = value;
+    else
+      packed[i] = device::widen(value);
   }
 }
 

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
       for (int j = 0; j < X::thread_columns; ++j) {
         const int channel = column0 + column + j;
         if (channel < g.out_channels)
-          out[channel * g.out.c] = bias ? acc[i][j] + bias[group * g.out_channels + channel] : acc[i][j];
+          out[channel * g.out.c] = activate(bias ? acc[i][j] + bias[group * g.out_channels + channel] : acc[i][j], g.relu);
       }
     }
   }

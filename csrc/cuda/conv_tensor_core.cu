@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(X::threads, X::threads == 256 ? 1 : 4)
     each_sum<X>(sums, [&](int row, int column, float sum) {
       const int channel = column0 + column;
       if (bias && channel < g.out_channels) sum += widen(bias[group * g.out_channels + channel]);
-      narrow(sum, shared[row * X::result_pitch + column]);
+      narrow(activate(sum, g.relu), shared[row * X::result_pitch + column]);
     });
     __syncthreads();
     const bool by_channels = g.out.c == 1;

@@ -30,25 +30,26 @@ struct Partials {
   C* bias;  // null: no bias gradient is wanted
 };
 
+// A block sums 32 neighbouring elements, 8 threads each every 8th slice.
 template <class T, class C>
 __global__ void __launch_bounds__(256)
-    reduce_slices(const C* partial, T* gw, WeightStrides strides, int slices, int64_t groups, int taps, int k, int c) {
-  const int64_t count = groups * taps * k * c, step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    C sum = partial[i];
-    for (int slice = 1; slice < slices; ++slice) sum += partial[slice * count + i];
-    const int64_t channel = i % c, output = i / c % k, tap = i / c / k % taps, group = i / c / k / taps;
-    device::narrow(sum, gw[(group * k + output) * strides.k + channel * strides.c + tap * strides.tap]);
-  }
-}
-
-template <class T, class C>
-__global__ void __launch_bounds__(256) reduce_bias(const C* partial, T* gb, int slices, int64_t count) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    C sum = partial[i];
-    for (int slice = 1; slice < slices; ++slice) sum += partial[slice * count + i];
-    device::narrow(sum, gb[i]);
+    reduce_slices(const C* partial, T* out, WeightStrides strides, int slices, int64_t groups, int taps, int k, int c) {
+  constexpr int width = 32, share = 8;
+  FASTCONV_SHARED(C[share][width], sums);
+  const int lane = int(threadIdx.x) % width, part = int(threadIdx.x) / width;
+  const int64_t count = groups * taps * k * c, step = int64_t(gridDim.x) * width;
+  for (int64_t first = int64_t(blockIdx.x) * width; first < count; first += step) {
+    const int64_t i = first + lane;
+    C sum = 0;
+    for (int slice = part; slice < slices && i < count; slice += share) sum += partial[slice * count + i];
+    sums[part][lane] = sum;
+    __syncthreads();
+    if (part == 0 && i < count) {
+      for (int other = 1; other < share; ++other) sum += sums[other][lane];
+      const int64_t channel = i % c, output = i / c % k, tap = i / c / k % taps, group = i / c / k / taps;
+      device::narrow(sum, out[(group * k + output) * strides.k + channel * strides.c + tap * strides.tap]);
+    }
+    __syncthreads();
   }
 }
 
@@ -66,11 +67,11 @@ template <class T, class C>
 void finish_weight_gradient(const ConvProblem& p, const Slices& slices, const Partials<C>& partials, T* gw, T* gb,
                             void* stream) {
   const int64_t c = p.c / p.groups, taps = p.r * p.s;
-  device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k * c * taps, 256)), dim3(256), 0, stream,
+  device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k * c * taps, 32)), dim3(256), 0, stream,
                  partials.weights, gw, weight_strides(p), slices.count, p.groups, int(taps), int(p.k / p.groups), int(c));
   if (gb)
-    device::launch("reduce_bias", reduce_bias<T, C>, dim3(device::blocks_for(p.k, 256)), dim3(256), 0, stream, partials.bias,
-                   gb, slices.count, p.k);
+    device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k, 32)), dim3(256), 0, stream, partials.bias,
+                   gb, WeightStrides{1, 1, 1}, slices.count, 1, 1, int(p.k), 1);
 }
 
 }  // namespace fastconv::FASTCONV_BACKEND

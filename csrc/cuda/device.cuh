@@ -84,6 +84,12 @@ FASTCONV_DEVICE double square_root(double x) { return ::sqrt(x); }
 FASTCONV_DEVICE float power(float x, float y) { return ::powf(x, y); }
 FASTCONV_DEVICE double power(double x, double y) { return ::pow(x, y); }
 
+// A result after its bias. NaN stays NaN.
+template <class C>
+FASTCONV_DEVICE C activate(C value, bool relu) {
+  return relu && value < C(0) ? C(0) : value;
+}
+
 // ---- conversions ----
 
 FASTCONV_DEVICE float widen(float x) { return x; }

@@ -165,13 +165,13 @@ void backward_of(const PoolProblem& problem, const void* gy, void* gx, int threa
   T* to = static_cast<T*>(gx);
   if (problem.layout == Layout::channels_last) return backward_channels_last(problem, from, to, threads);
   const bool lines = !problem.adaptive && problem.q >= lanes<Compute<T>> && problem.s <= line_capacity<Compute<T>> / 4;
-  if (lines && problem.stride_w == 1)
-    return problem.s == 3 ? backward_lines<T, 1, 3>(problem, from, to, threads)
-                          : backward_lines<T, 1, 0>(problem, from, to, threads);
-  if (lines && problem.stride_w == 2)
-    return problem.s == 2   ? backward_lines<T, 2, 2>(problem, from, to, threads)
-           : problem.s == 3 ? backward_lines<T, 2, 3>(problem, from, to, threads)
-                            : backward_lines<T, 2, 0>(problem, from, to, threads);
+  if constexpr (sizeof(T) == 4) {  // the usual kernels in the usual type
+    if (lines && problem.stride_w == 1 && problem.s == 3) return backward_lines<T, 1, 3>(problem, from, to, threads);
+    if (lines && problem.stride_w == 2 && problem.s == 2) return backward_lines<T, 2, 2>(problem, from, to, threads);
+    if (lines && problem.stride_w == 2 && problem.s == 3) return backward_lines<T, 2, 3>(problem, from, to, threads);
+  }
+  if (lines && problem.stride_w == 1) return backward_lines<T, 1, 0>(problem, from, to, threads);
+  if (lines && problem.stride_w == 2) return backward_lines<T, 2, 0>(problem, from, to, threads);
   return backward_wide(problem, from, to, threads);
 }
 

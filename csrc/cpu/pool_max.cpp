@@ -231,14 +231,14 @@ void forward_with_index(const PoolProblem& problem, const T* x, T* y, IndexType<
   if (problem.layout == Layout::channels_last) return forward_channels_last<T, kind>(problem, x, y, index, threads);
   const bool wide = problem.q < lanes<C> / 2 && problem.s >= lanes<C>;  // would leave lanes empty
   if (ring_columns<C>(rows, columns) <= 0 || wide) return forward_any<T, kind>(problem, x, y, index, threads);
-  const int64_t taps = columns.dilation == 1 ? columns.kernel : 0;
-  if (columns.stride == 1)
-    return taps == 3 ? forward_lines<T, kind, 1, 3>(problem, x, y, index, threads)
-                     : forward_lines<T, kind, 1, 0>(problem, x, y, index, threads);
-  if (columns.stride == 2)
-    return taps == 2   ? forward_lines<T, kind, 2, 2>(problem, x, y, index, threads)
-           : taps == 3 ? forward_lines<T, kind, 2, 3>(problem, x, y, index, threads)
-                       : forward_lines<T, kind, 2, 0>(problem, x, y, index, threads);
+  if constexpr (sizeof(T) == 4) {  // the usual kernels in the usual type
+    const int64_t taps = columns.dilation == 1 ? columns.kernel : 0;
+    if (columns.stride == 1 && taps == 3) return forward_lines<T, kind, 1, 3>(problem, x, y, index, threads);
+    if (columns.stride == 2 && taps == 2) return forward_lines<T, kind, 2, 2>(problem, x, y, index, threads);
+    if (columns.stride == 2 && taps == 3) return forward_lines<T, kind, 2, 3>(problem, x, y, index, threads);
+  }
+  if (columns.stride == 1) return forward_lines<T, kind, 1, 0>(problem, x, y, index, threads);
+  if (columns.stride == 2) return forward_lines<T, kind, 2, 0>(problem, x, y, index, threads);
   return forward_lines<T, kind, 0, 0>(problem, x, y, index, threads);
 }
 

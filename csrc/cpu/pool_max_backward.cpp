@@ -264,13 +264,13 @@ bool backward_of(const PoolProblem& problem, const void* gy, const void* index, 
   if (last) return backward_channels_last(problem, from, codes, to, threads);
   const bool lines = !problem.adaptive && problem.dilation_h == 1 && problem.dilation_w == 1 &&
                      problem.q >= lanes<Compute<T>> / 2 && (problem.r - 1) / problem.stride_h < ring_rows;
-  if (lines && problem.stride_w == 1)
-    return problem.s == 3 ? backward_lines<T, 1, 3>(problem, from, codes, to, threads)
-                          : backward_lines<T, 1, 0>(problem, from, codes, to, threads);
-  if (lines && problem.stride_w == 2)
-    return problem.s == 2   ? backward_lines<T, 2, 2>(problem, from, codes, to, threads)
-           : problem.s == 3 ? backward_lines<T, 2, 3>(problem, from, codes, to, threads)
-                            : backward_lines<T, 2, 0>(problem, from, codes, to, threads);
+  if constexpr (sizeof(T) == 4) {  // the usual kernels in the usual type
+    if (lines && problem.stride_w == 1 && problem.s == 3) return backward_lines<T, 1, 3>(problem, from, codes, to, threads);
+    if (lines && problem.stride_w == 2 && problem.s == 2) return backward_lines<T, 2, 2>(problem, from, codes, to, threads);
+    if (lines && problem.stride_w == 2 && problem.s == 3) return backward_lines<T, 2, 3>(problem, from, codes, to, threads);
+  }
+  if (lines && problem.stride_w == 1) return backward_lines<T, 1, 0>(problem, from, codes, to, threads);
+  if (lines && problem.stride_w == 2) return backward_lines<T, 2, 0>(problem, from, codes, to, threads);
   return backward_scattered<T, MaxIndex::window, false>(problem, from, codes, to, threads);
 }
 

@@ -94,7 +94,11 @@ FASTCONV_INLINE void fill_line(C* line, int64_t length, int64_t column, int64_t 
   const int64_t end = minimum(maximum(width - column, begin), length);
   for (int64_t i = 0; i < begin; i += step) store(line + i, splat(border));
   int64_t i = begin;
-  for (; i + step <= end; i += step) store(line + i, value(column + i, step));
+  if (i + step <= end) {
+    // Then on multiples of the lanes, where the line will be read: a load that spans two recent stores has to wait for both.
+    store(line + i, value(column + i, step));
+    for (i = (begin + step) / step * step; i + step <= end; i += step) store(line + i, value(column + i, step));
+  }
   if (i < end) {
     const int n = int(end - i);
     const Mask<C> inside = lane_numbers<C>() < splat_code<C>(n);

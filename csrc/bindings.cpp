@@ -4,8 +4,10 @@
 
 #include "checks.h"
 #include "cpu/dispatch.h"
+#include "device.h"
 #include "memory.h"
 #include "plan.h"
+#include "simt/fault.h"
 
 namespace py = pybind11;
 using namespace fastconv;
@@ -63,7 +65,8 @@ void bind_problems(py::module_& m) {
     py::class_<Problem>(m, "ConvProblem")
         .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(k) FIELD(r) FIELD(s) FIELD(p)
             FIELD(q) FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_bottom) FIELD(pad_left) FIELD(pad_right)
-                FIELD(dilation_h) FIELD(dilation_w) FIELD(groups) FIELD(layout) FIELD(weight_layout) FIELD(dtype);
+                FIELD(dilation_h) FIELD(dilation_w) FIELD(groups) FIELD(layout) FIELD(weight_layout) FIELD(dtype)
+                    FIELD(allow_tf32);
   }
   {
     using Problem = PoolProblem;
@@ -199,6 +202,129 @@ void bind_lrn(py::module_& m) {
       release_gil());
 }
 
+// A plan for one of the devices. Its own class: a CPU plan's methods take no stream.
+struct DevicePlan {
+  device::Backend backend;
+  ConvPlan plan;
+};
+
+void run(const DevicePlan& plan, cpu::ConvArgs& args, Address workspace, Address stream) {
+  args.workspace = at(workspace);
+  args.threads = plan.plan.threads;
+  args.stream = at(stream);
+  device::run_conv(plan.backend, plan.plan, args);
+}
+
+void bind_device_plan(py::module_& m) {
+  py::class_<DevicePlan>(m, "DevicePlan")
+      .def_property_readonly("algorithm", [](const DevicePlan& plan) { return plan.plan.algorithm->name; })
+      .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return plan.plan.workspace_bytes; })
+      .def(
+          "forward",
+          [](const DevicePlan& plan, Address x, Address w, Address b, Address y, Address workspace, Address stream) {
+            expect(plan.plan, Primitive::forward);
+            cpu::ConvArgs args{};
+            args.x = at(x), args.w = at(w), args.b = at(b), args.y = at(y);
+            run(plan, args, workspace, stream);
+          },
+          release_gil())
+      .def(
+          "input_gradient",
+          [](const DevicePlan& plan, Address gy, Address w, Address b, Address gx, Address workspace, Address stream) {
+            expect(plan.plan, Primitive::input_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.w = at(w), args.b = at(b), args.gx = at(gx);
+            run(plan, args, workspace, stream);
+          },
+          release_gil())
+      .def(
+          "weight_gradient",
+          [](const DevicePlan& plan, Address gy, Address x, Address gw, Address gb, Address workspace, Address stream) {
+            expect(plan.plan, Primitive::weight_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.x = at(x), args.gw = at(gw), args.gb = at(gb);
+            run(plan, args, workspace, stream);
+          },
+          release_gil());
+}
+
+// A submodule with the functions of the CPU by the same names; they take a stream instead of a thread count.
+void bind_device(py::module_ m, device::Backend backend) {
+  m.def(
+      "conv_algorithms",
+      [backend](const ConvProblem& problem, const std::string& primitive) {
+        const cuda::Kernels& table = device::kernels(backend);
+        return conv_algorithms(problem, primitive_named(primitive), table.conv, table.conv_count);
+      },
+      py::arg("problem"), py::arg("primitive"));
+  m.def(
+      "ConvPlan",
+      [backend](const ConvProblem& problem, const std::string& primitive, int multiprocessors, const std::string& algorithm) {
+        const cuda::Kernels& table = device::kernels(backend);
+        return DevicePlan{
+            backend, plan_conv(problem, primitive_named(primitive), multiprocessors, algorithm, table.conv, table.conv_count)};
+      },
+      py::arg("problem"), py::arg("primitive"), py::arg("multiprocessors"), py::arg("algorithm") = "");
+  m.def(
+      "max_pool_forward",
+      [backend](const PoolProblem& p, Address x, Address y, Address index, cpu::MaxIndex kind, Address stream) {
+        expect_fitting(p, kind);
+        device::max_pool_forward(backend, p, at(x), at(y), at(index), kind, at(stream));
+      },
+      release_gil());
+  m.def(
+      "max_pool_backward",
+      [backend](const PoolProblem& p, Address gy, Address index, cpu::MaxIndex kind, Address gx, Address stream) {
+        expect_fitting(p, kind);
+        device::max_pool_backward(backend, p, at(gy), at(index), kind, at(gx), at(stream));
+        return true;
+      },
+      release_gil());
+  m.def(
+      "max_pool_gather",
+      [backend](const PoolProblem& p, Address v, Address index, cpu::MaxIndex kind, Address y, Address stream) {
+        expect_fitting(p, kind);
+        device::max_pool_gather(backend, p, at(v), at(index), kind, at(y), at(stream));
+        return true;
+      },
+      release_gil());
+  m.def(
+      "average_pool_forward",
+      [backend](const PoolProblem& p, Address x, Address y, Address stream) {
+        device::average_pool_forward(backend, p, at(x), at(y), at(stream));
+      },
+      release_gil());
+  m.def(
+      "average_pool_backward",
+      [backend](const PoolProblem& p, Address gy, Address gx, Address stream) {
+        device::average_pool_backward(backend, p, at(gy), at(gx), at(stream));
+      },
+      release_gil());
+  m.def(
+      "lrn_forward",
+      [backend](const LrnProblem& p, Address x, Address y, Address stream) {
+        device::lrn_forward(backend, p, at(x), at(y), at(stream));
+      },
+      release_gil());
+  m.def(
+      "lrn_backward",
+      [backend](const LrnProblem& p, Address x, Address gy, Address gx, Address stream) {
+        device::lrn_backward(backend, p, at(x), at(gy), at(gx), at(stream));
+      },
+      release_gil());
+}
+
+void bind_simulation(py::module_ m) {
+  bind_device(m, device::Backend::simulation);
+  m.def(
+      "stream",
+      [](const std::string& order, int64_t seed, const std::string& architecture) {
+        return reinterpret_cast<Address>(device::simulated_stream(order, seed, architecture));
+      },
+      "What to give as a call's stream, so that it is run in this order of threads and blocks, with these limits of launches.",
+      py::arg("order"), py::arg("seed"), py::arg("architecture"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -218,5 +344,11 @@ PYBIND11_MODULE(_C, m) {
   bind_conv(m);
   bind_pool(m);
   bind_lrn(m);
+  py::register_exception<simt::KernelFault>(m, "KernelFault", PyExc_RuntimeError);
+  bind_device_plan(m);
+  bind_simulation(m.def_submodule("simulation", "The CUDA kernels, run and checked on the CPU."));
+#ifdef FASTCONV_CUDA
+  bind_device(m.def_submodule("cuda", "The CUDA kernels."), device::Backend::cuda);
+#endif
   cpu::kernels();  // an unusable FASTCONV_ISA is an import error, not a later crash
 }

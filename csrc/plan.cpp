@@ -37,14 +37,15 @@ bool affordable(const cpu::ConvAlgorithm& algorithm, ConvProblem problem) {
   return bytes >= 0 && bytes <= 4 * elements * double(size_of(problem.dtype)) + (1 << 24);
 }
 
-std::vector<const cpu::ConvAlgorithm*> applicable(ConvProblem problem, Primitive primitive) {
+using Choices = std::vector<const cpu::ConvAlgorithm*>;
+
+Choices applicable(const ConvProblem& problem, Primitive primitive, const cpu::ConvAlgorithm* table, int count) {
+  checks::validate(problem);
   if (is_empty(problem)) return {};
-  problem = computed(problem);
-  const cpu::Kernels& table = cpu::kernels();
-  std::vector<const cpu::ConvAlgorithm*> preferred, others;
+  Choices preferred, others;
   const cpu::ConvAlgorithm* last = nullptr;
-  for (int i = 0; i < table.conv_count; ++i) {
-    const cpu::ConvAlgorithm& algorithm = table.conv[i];
+  for (int i = 0; i < count; ++i) {
+    const cpu::ConvAlgorithm& algorithm = table[i];
     if (algorithm.primitive != primitive || !algorithm.applies(problem)) continue;
     last = &algorithm;
     if (!affordable(algorithm, problem)) continue;
@@ -53,6 +54,35 @@ std::vector<const cpu::ConvAlgorithm*> applicable(ConvProblem problem, Primitive
   preferred.insert(preferred.end(), others.rbegin(), others.rend());
   if (preferred.empty() && last) preferred.push_back(last);
   return preferred;
+}
+
+Choices applicable(const ConvProblem& problem, Primitive primitive) {
+  return applicable(computed(problem), primitive, cpu::kernels().conv, cpu::kernels().conv_count);
+}
+
+std::vector<std::string> names_of(const Choices& choices) {
+  std::vector<std::string> names;
+  for (const cpu::ConvAlgorithm* choice : choices) names.push_back(choice->name);
+  return names;
+}
+
+// The one called `name`, or the first.
+const cpu::ConvAlgorithm& choose(const ConvProblem& problem, const Choices& choices, const std::string& name) {
+  if (is_empty(problem)) checks::fail("problem: expected sizes of at least 1, got an empty input, weight or output");
+  if (choices.empty()) checks::fail("problem: no algorithm of this device applies to it");
+  if (name.empty()) return *choices.front();
+  std::string names;
+  for (const cpu::ConvAlgorithm* choice : choices) {
+    if (choice->name == name) return *choice;
+    names += (names.empty() ? "" : ", ") + std::string(choice->name);
+  }
+  checks::fail("algorithm: expected one that applies to this problem (" + names + "), got " + name);
+}
+
+int64_t workspace_of(const cpu::ConvAlgorithm& algorithm, const ConvProblem& problem, int workers) {
+  const int64_t bytes = algorithm.workspace_bytes(problem, workers);
+  if (bytes < 0) checks::fail("workspace: exceeds 64 bits");
+  return bytes;
 }
 
 // Where the float32 copies of 16-bit operands and results lie in the workspace.
@@ -111,30 +141,29 @@ int useful_threads(int64_t operations, int threads) {
 }
 
 std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive primitive) {
-  checks::validate(problem);
-  std::vector<std::string> names;
-  for (const cpu::ConvAlgorithm* algorithm : applicable(problem, primitive)) names.push_back(algorithm->name);
-  return names;
+  return names_of(applicable(problem, primitive));
+}
+
+std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive primitive, const cpu::ConvAlgorithm* table,
+                                         int count) {
+  return names_of(applicable(problem, primitive, table, count));
 }
 
 ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads, const std::string& algorithm) {
-  checks::validate(problem);
   checks::at_least("threads", threads, 1);
-  const std::vector<const cpu::ConvAlgorithm*> choices = applicable(problem, primitive);
-  if (choices.empty()) checks::fail("problem: expected sizes of at least 1, got an empty input, weight or output");
-  const cpu::ConvAlgorithm* chosen = algorithm.empty() ? choices.front() : nullptr;
-  std::string names;
-  for (const cpu::ConvAlgorithm* choice : choices) {
-    if (choice->name == algorithm) chosen = choice;
-    names += (names.empty() ? "" : ", ") + std::string(choice->name);
-  }
-  if (!chosen) checks::fail("algorithm: expected one that applies to this problem (" + names + "), got " + algorithm);
+  const cpu::ConvAlgorithm& chosen = choose(problem, applicable(problem, primitive), algorithm);
   const int useful = useful_threads(operations(problem), threads);
   const ConvProblem float_problem = computed(problem);
-  int64_t bytes = chosen->workspace_bytes(float_problem, useful);
-  if (bytes < 0) checks::fail("workspace: exceeds 64 bits");
+  int64_t bytes = workspace_of(chosen, float_problem, useful);
   if (is_half(problem.dtype)) bytes = checks::add("workspace", bytes, copied_bytes(problem));
-  return {float_problem, problem.dtype, primitive, chosen, useful, bytes};
+  return {float_problem, problem.dtype, primitive, &chosen, useful, bytes};
+}
+
+ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int multiprocessors, const std::string& algorithm,
+                   const cpu::ConvAlgorithm* table, int count) {
+  checks::at_least("multiprocessors", multiprocessors, 1);
+  const cpu::ConvAlgorithm& chosen = choose(problem, applicable(problem, primitive, table, count), algorithm);
+  return {problem, problem.dtype, primitive, &chosen, multiprocessors, workspace_of(chosen, problem, multiprocessors)};
 }
 
 void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args) {

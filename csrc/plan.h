@@ -26,6 +26,13 @@ ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads,
 // Computes. `args.workspace` is what the plan asked for, `args.threads` at most the plan's.
 void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args);
 
+// The same for one of the tables of the CUDA kernels, which compute every dtype themselves and make use of all
+// `multiprocessors`.
+std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive primitive, const cpu::ConvAlgorithm* table,
+                                         int count);
+ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int multiprocessors, const std::string& algorithm,
+                   const cpu::ConvAlgorithm* table, int count);
+
 // How many threads are worth waking for so many operations: waking one costs a few microseconds.
 int useful_threads(int64_t operations, int threads);
 

@@ -6,12 +6,14 @@ from fastconv import interface  # noqa: F401  (next: all else would crash in ker
 
 # isort: split
 from fastconv import functional, models, nn
-from fastconv.config import algorithms, force_algorithm, show_config
+from fastconv._C import KernelFault
+from fastconv.config import algorithms, force_algorithm, show_config, simulate_cuda
 from fastconv.convert import ConversionReport, accelerate, convert, revert
 
 __version__ = "0.1.0"
 __all__ = [
     "ConversionReport",
+    "KernelFault",
     "accelerate",
     "algorithms",
     "convert",
@@ -21,4 +23,5 @@ __all__ = [
     "nn",
     "revert",
     "show_config",
+    "simulate_cuda",
 ]

@@ -20,8 +20,9 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
-from fastconv import checks, ops
+from fastconv import checks, device, ops
 from fastconv.checks import Ints
+from fastconv.device import Target
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -30,6 +31,7 @@ _key_is_included = torch._C._dispatch_tls_is_dispatch_key_included
 # The older vmap, behind torch.autograd.grad(is_grads_batched=True): its tensors are of type Tensor.
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 _is_grad_enabled = torch.is_grad_enabled
+_current = device.current.get
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
@@ -50,7 +52,7 @@ def _nothing_watches() -> bool:
 
 
 def _plain(t: Tensor | None) -> bool:
-    return t is None or (type(t) in PLAIN and t.is_cpu and not t.is_neg())
+    return t is None or (type(t) in PLAIN and (t.is_cpu or t.is_cuda) and not t.is_neg())
 
 
 def call(operator: Any, *args: Any) -> Any:
@@ -68,14 +70,14 @@ def call(operator: Any, *args: Any) -> Any:
         return operator(*args)
     if wants_gradient(*tensors):
         return rules.apply(*args)
-    return rules.cpu(*args)
+    return rules.real(*args)
 
 
 class Rules(Function):
     """The rules of one operator. `remember` stores on ctx what `backward` needs and returns the tensors to save."""
 
     operator: Any
-    cpu: Callable[..., Any]
+    real: Callable[..., Any]
     remember: Callable[..., tuple[Tensor, ...]]
 
     @classmethod
@@ -93,11 +95,11 @@ class Rules(Function):
 _rules: dict[Any, type[Rules]] = {}
 
 
-def _rules_of(operator: Any, cpu: Callable[..., Any]) -> Callable[[type[Rules]], type[Rules]]:
+def _rules_of(operator: Any, real: Callable[..., Any]) -> Callable[[type[Rules]], type[Rules]]:
     """Ties a class of rules to its operator: for tracers, and for `call`."""
 
     def register(rules: type[Rules]) -> type[Rules]:
-        rules.operator, rules.cpu = operator, staticmethod(cpu)
+        rules.operator, rules.real = operator, staticmethod(real)
         _rules[operator] = rules
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -141,7 +143,7 @@ def _sum_of(terms: Sequence[Tensor | None]) -> Tensor | None:
 # ---- convolution
 
 
-@_rules_of(ops.conv_forward, ops.conv_forward_cpu)
+@_rules_of(ops.conv_forward, ops.conv_forward_real)
 class Conv(Rules):
     """conv_forward(x, w, b, stride, padding, dilation, groups)."""
 
@@ -184,7 +186,7 @@ class Conv(Rules):
         return y.unflatten(1, (size, -1)), 1
 
 
-@_rules_of(ops.conv_input_gradient, ops.conv_input_gradient_cpu)
+@_rules_of(ops.conv_input_gradient, ops.conv_input_gradient_real)
 class ConvInputGradient(Rules):
     """conv_input_gradient(gy, w, b, size, stride, padding, dilation, groups): also the transposed convolution of gy."""
 
@@ -227,7 +229,7 @@ class ConvInputGradient(Rules):
         return gx.unflatten(1, (size, -1)), 1
 
 
-@_rules_of(ops.conv_weight_gradient, ops.conv_weight_gradient_cpu)
+@_rules_of(ops.conv_weight_gradient, ops.conv_weight_gradient_real)
 class ConvWeightGradient(Rules):
     """conv_weight_gradient(gy, x, kernel, stride, padding, dilation, groups, channels_last) -> (gw, gb)."""
 
@@ -281,7 +283,7 @@ class ConvWeightGradient(Rules):
         return (gw.unflatten(0, (size, -1)), gb.unflatten(0, (size, -1))), (0, 0)
 
 
-@_rules_of(ops.channel_sum, ops.channel_sum_cpu)
+@_rules_of(ops.channel_sum, ops.channel_sum_real)
 class ChannelSum(Rules):
     """channel_sum(x): over all dimensions but the second."""
 
@@ -335,7 +337,7 @@ def conv_transpose_gradients(
 # ---- pooling
 
 
-@_rules_of(ops.max_pool, ops.max_pool_cpu)
+@_rules_of(ops.max_pool, ops.max_pool_real)
 class MaxPool(Rules):
     """max_pool(x, output_size, kernel, stride, padding, dilation, index) -> (y, index)."""
 
@@ -365,7 +367,7 @@ class MaxPool(Rules):
         return tuple(t.unflatten(0, (info.batch_size, -1)) for t in (y, index)), (0, 0)
 
 
-@_rules_of(ops.max_pool_backward, ops.max_pool_backward_cpu)
+@_rules_of(ops.max_pool_backward, ops.max_pool_backward_real)
 class MaxPoolBackward(Rules):
     """max_pool_backward(gy, index, size, kernel, stride, padding, dilation)."""
 
@@ -388,7 +390,7 @@ class MaxPoolBackward(Rules):
         return call(ops.max_pool_backward, gy, index, *args).unflatten(0, (info.batch_size, -1)), 0
 
 
-@_rules_of(ops.max_pool_gather, ops.max_pool_gather_cpu)
+@_rules_of(ops.max_pool_gather, ops.max_pool_gather_real)
 class MaxPoolGather(Rules):
     """max_pool_gather(v, index, kernel, stride, padding, dilation)."""
 
@@ -411,7 +413,7 @@ class MaxPoolGather(Rules):
         return call(ops.max_pool_gather, v, index, *args).unflatten(0, (info.batch_size, -1)), 0
 
 
-@_rules_of(ops.average_pool, ops.average_pool_cpu)
+@_rules_of(ops.average_pool, ops.average_pool_real)
 class AveragePool(Rules):
     """average_pool(x, output_size, kernel, stride, padding, count_include_pad, divisor)."""
 
@@ -435,7 +437,7 @@ class AveragePool(Rules):
         ), 0
 
 
-@_rules_of(ops.average_pool_backward, ops.average_pool_backward_cpu)
+@_rules_of(ops.average_pool_backward, ops.average_pool_backward_real)
 class AveragePoolBackward(Rules):
     """average_pool_backward(gy, size, kernel, stride, padding, count_include_pad, divisor)."""
 
@@ -461,7 +463,7 @@ class AveragePoolBackward(Rules):
 # ---- local response normalisation
 
 
-@_rules_of(ops.lrn, ops.lrn_cpu)
+@_rules_of(ops.lrn, ops.lrn_real)
 class Lrn(Rules):
     """lrn(x, size, alpha, beta, k)."""
 
@@ -483,7 +485,7 @@ class Lrn(Rules):
         return call(ops.lrn, _into_batch(x, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
 
 
-@_rules_of(ops.lrn_backward, ops.lrn_backward_cpu)
+@_rules_of(ops.lrn_backward, ops.lrn_backward_real)
 class LrnBackward(Rules):
     """lrn_backward(gy, x, size, alpha, beta, k)."""
 
@@ -559,12 +561,22 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
 # something watches.
 
 
-def eager(*tensors: Any) -> bool:
-    """Whether nothing but plain CPU tensors and plain execution is involved."""
+def eager(*tensors: Any) -> Target | None:
+    """Where a call goes, if nothing but plain tensors on one device and plain execution is involved."""
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
-            return False
-    return _nothing_watches()
+            return _eager_on_gpu(tensors)
+    if not _nothing_watches():
+        return None
+    target = _current()
+    return target if target.simulation is None else device.now(target)
+
+
+def _eager_on_gpu(tensors: tuple[Any, ...]) -> Target | None:
+    plain = all(type(t) in PLAIN and t.is_cuda and not t.is_neg() for t in tensors)
+    if not (device.CUDA and plain and len({t.get_device() for t in tensors}) == 1 and _nothing_watches()):
+        return None
+    return device.target_of(tensors[0])
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -605,7 +617,7 @@ class EagerConv(Function):
         if along_w:
             gw, gb = ready.weight_gradient(gy, x, along_b)
         elif along_b:
-            gb = ops.channel_sum_cpu(gy)
+            gb = ops.channel_sum_real(gy)
         return gx, gw, gb, None
 
 
@@ -627,7 +639,7 @@ class EagerConvTranspose(Function):
             return *conv_transpose_gradients((along_gy, along_w, along_b), v, gy, w, args), None
         gx = ready.forward(v, w, None) if along_gy else None
         gw = ready.weight_gradient(gy, v, False)[0] if along_w else None
-        return gx, gw, ops.channel_sum_cpu(v) if along_b else None, None
+        return gx, gw, ops.channel_sum_real(v) if along_b else None, None
 
 
 class EagerMaxPool(Function):

@@ -3,17 +3,45 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 
-from fastconv import _C
+from fastconv import _C, device
 
 PRIMITIVES = ("forward", "input_gradient", "weight_gradient")
 
-# One forced algorithm a primitive, "" for the planner's choice. Part of every plan's cache key.
-forced: ContextVar[tuple[str, str, str]] = ContextVar("fastconv_forced_algorithms", default=("", "", ""))
+
+@contextmanager
+def _calls_go_to(target: device.Target) -> Iterator[None]:
+    token = device.current.set(target)
+    try:
+        yield
+    finally:
+        device.current.reset(token)
+
+
+@contextmanager
+def simulate_cuda(order: str = "forward", seed: int = 1, architecture: str = "sm_90") -> Iterator[None]:
+    """CPU tensors inside the context go through the CUDA kernels, run on the CPU, slowly, with every access checked.
+
+    The planning and launch code is the GPU's. A race in shared memory, an access out of bounds, a missing barrier, an
+    output that is never written and the like end the call with `fastconv.KernelFault`, which names the kernel, block,
+    thread and source line. Outputs and workspace are poisoned first. Meant for tests: a hundred thousand multiply-adds
+    take about a tenth of a second. A backward pass is simulated if its forward pass was. The context is local to the
+    thread (a context variable).
+
+    Args:
+        order: in which the threads of a block, and blocks, get their turns: "forward", "reverse" or "random".
+        seed: of the random order, 0 to 2^32 - 1.
+        architecture: whose launch limits hold: "sm_80" or "sm_90".
+
+    Raises:
+        ValueError: for an unknown order or architecture, or a seed out of range.
+    """
+    stream = _C.simulation.stream(order, seed, architecture)
+    with _calls_go_to(device.on_simulation(device.current.get().algorithms, stream)):
+        yield
 
 
 @contextmanager
@@ -26,11 +54,10 @@ def force_algorithm(
     pass uses what was forced when its forward pass ran. A call for which the name is unknown or does not apply raises
     ValueError, naming the choices. The context is local to the thread (a context variable).
     """
-    token = forced.set((forward or name, input_gradient or name, weight_gradient or name))
-    try:
+    algorithms = (forward or name, input_gradient or name, weight_gradient or name)
+    stream = device.current.get().simulation
+    with _calls_go_to(device.on_cpu(algorithms) if stream is None else device.on_simulation(algorithms, stream)):
         yield
-    finally:
-        forced.reset(token)
 
 
 def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
@@ -50,15 +77,15 @@ def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
     from fastconv import functional
 
     problems: dict[str, Callable[..., Any]] = {
-        "conv1d": functional.conv_problem,
-        "conv2d": functional.conv_problem,
-        "conv_transpose1d": functional.conv_transpose_problem,
-        "conv_transpose2d": functional.conv_transpose_problem,
+        "conv1d": functional.conv_call,
+        "conv2d": functional.conv_call,
+        "conv_transpose1d": functional.conv_transpose_call,
+        "conv_transpose2d": functional.conv_transpose_call,
     }
     if op_name not in problems:
         raise ValueError(f"op_name: expected one of {', '.join(problems)}, got {op_name!r}")
-    problem = problems[op_name](int(op_name[-2]), *args, **kwargs)
-    return {primitive: _C.conv_algorithms(problem, primitive) for primitive in PRIMITIVES}
+    call = problems[op_name](int(op_name[-2]), *args, **kwargs)
+    return {primitive: call.target.native.conv_algorithms(call.problem, primitive) for primitive in PRIMITIVES}
 
 
 def show_config() -> str:

@@ -17,7 +17,6 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 
 from fastconv import autograd, checks, ops
 from fastconv.autograd import call, eager, wants_gradient
-from fastconv.config import forced
 from fastconv.ops import Cache
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
 
 _threads = torch.get_num_threads
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
-_forced = forced.get
 
 # Calls made ready, by everything about the arguments but the addresses: a second call with equal arguments skips all
 # checks. Types are part of a key because True == 1 == 1.0, which are not equally valid.
@@ -88,11 +86,11 @@ def _conv(
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
     key = found = None
-    if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
+    if not is_compiling() and (target := eager(x, w) if b is None else eager(x, w, b)):
         key = (
             dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, None if b is None else (b.shape, b.dtype),
             stride, _kind(stride), padding, _kind(padding), dilation, _kind(dilation), groups, type(groups),
-            _threads(), _forced(),
+            _threads(), target,
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -121,12 +119,12 @@ def _conv_transpose(
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
     key = found = None
-    if not is_compiling() and (eager(x, w) if b is None else eager(x, w, b)):
+    if not is_compiling() and (target := eager(x, w) if b is None else eager(x, w, b)):
         key = (
             -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
             None if b is None else (b.shape, b.dtype), stride, _kind(stride), padding, _kind(padding),
             output_padding, _kind(output_padding), groups, type(groups), dilation, _kind(dilation),
-            _threads(), _forced(),
+            _threads(), target,
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -143,7 +141,7 @@ def _conv_transpose(
     return found[0].input_gradient(x, w, b)
 
 
-def conv_problem(
+def conv_call(
     dims: int,
     input: Tensor,
     weight: Tensor,
@@ -152,14 +150,14 @@ def conv_problem(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Any:
-    """The native problem of a convolution (`config.algorithms`)."""
+) -> ops.ConvCall:
+    """The call of a convolution made ready (`config.algorithms`)."""
     args = checks.conv(dims, input, weight, bias, stride, padding, dilation, groups)
     x = input if input.dim() == dims + 2 else input.unsqueeze(0)
-    return ops.conv_forward_call(x, weight, bias, *args).problem
+    return ops.conv_forward_call(x, weight, bias, *args)
 
 
-def conv_transpose_problem(
+def conv_transpose_call(
     dims: int,
     input: Tensor,
     weight: Tensor,
@@ -169,11 +167,11 @@ def conv_transpose_problem(
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
-) -> Any:
-    """The native problem of a transposed convolution (`config.algorithms`)."""
+) -> ops.ConvCall:
+    """The call of a transposed convolution made ready (`config.algorithms`)."""
     args = checks.conv_transpose(dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
     x = input if input.dim() == dims + 2 else input.unsqueeze(0)
-    return ops.conv_input_gradient_call(x, weight, bias, *args).problem
+    return ops.conv_input_gradient_call(x, weight, bias, *args)
 
 
 def conv1d(
@@ -370,10 +368,10 @@ def _max_pool(
     return_indices: Any,
 ) -> Any:
     key = found = None
-    if not is_compiling() and eager(x):
+    if not is_compiling() and (target := eager(x)):
         key = (
             "max", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride), padding,
-            _kind(padding), dilation, _kind(dilation), ceil_mode, type(ceil_mode), _threads(),
+            _kind(padding), dilation, _kind(dilation), ceil_mode, type(ceil_mode), _threads(), target,
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -408,8 +406,8 @@ def _max_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]], retu
 
 def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: Any) -> Any:
     key = found = None
-    if not is_compiling() and eager(x):
-        key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads())
+    if not is_compiling() and (target := eager(x)):
+        key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads(), target)
         found, key = _find(key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
@@ -434,11 +432,11 @@ def _average_pool(
     divisor: Any,
 ) -> Tensor:
     key = found = None
-    if not is_compiling() and eager(x):
+    if not is_compiling() and (target := eager(x)):
         key = (
             "average", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride),
             padding, _kind(padding), ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor,
-            type(divisor), _threads(),
+            type(divisor), _threads(), target,
         )  # fmt: skip
         found, key = _find(key)
     if found is None:
@@ -468,8 +466,18 @@ def _average_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]]) 
 
 def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
     key = found = None
-    if not is_compiling() and eager(x):
-        key = ("adaptive average", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads())
+    if not is_compiling() and (target := eager(x)):
+        key = (
+            "adaptive average",
+            dims,
+            x.shape,
+            x.stride(),
+            x.dtype,
+            output_size,
+            _kind(output_size),
+            _threads(),
+            target,
+        )
         found, key = _find(key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1, empty_channels=True)
@@ -765,7 +773,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     if has_torch_function_unary(input):
         return handle_torch_function(local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k)
     key = found = None
-    if not is_compiling() and eager(input):
+    if not is_compiling() and (target := eager(input)):
         key = (
             "lrn",
             input.shape,
@@ -780,6 +788,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
             k,
             type(k),
             _threads(),
+            target,
         )
         found, key = _find(key)
     if found is None:

@@ -1,11 +1,10 @@
-"""The operators torch.ops.fastconv.*: problems made ready for the kernels, CPU and fake implementations, flop formulas.
+"""The operators torch.ops.fastconv.*: problems made ready for kernels, real and fake implementations, flop formulas.
 
 Operators take one or two spatial dimensions and a batch; their parameters are canonical (`checks`): one number a
 dimension, padding per side. Values come from `ConvCall`, `PoolCall` and `LrnCall`: everything about a call that does
 not depend on the addresses of its tensors, made once and cached, so that a call only allocates and runs.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import _C, checks
 from fastconv.checks import Ints
-from fastconv.config import forced
+from fastconv.device import Target, target_of
 
 DTYPES = {
     torch.float32: _C.Dtype.float32,
@@ -64,20 +63,6 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> Ints:
     return torch.empty(tuple(shape), device="meta", memory_format=FORMATS[channels_last]).stride()
 
 
-_kept = threading.local()
-WORKSPACE_KEPT = 64 << 20
-
-
-def workspace(size: int) -> Tensor:
-    """Scratch memory of at least `size` bytes, valid until this thread asks again; kept unless it is large."""
-    buffer: Tensor | None = getattr(_kept, "buffer", None)
-    if buffer is None or buffer.numel() < size:
-        buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
-        if size <= WORKSPACE_KEPT:
-            _kept.buffer = buffer
-    return buffer
-
-
 def _volume(sizes: Sequence[int]) -> int:
     total = 1
     for size in sizes:
@@ -102,16 +87,17 @@ class ConvCall:
 
     __slots__ = (
         "_plans",
-        "algorithms",
         "channels",
         "channels_last",
         "empty_reduction",
         "format",
         "problem",
+        "target",
         "threads",
         "w_format",
         "w_shape",
         "w_strides",
+        "workspace",
         "x_shape",
         "x_strides",
         "y_shape",
@@ -131,7 +117,7 @@ class ConvCall:
         channels_last: bool,
         w_channels_last: bool,
         threads: int,
-        algorithms: tuple[str, str, str],
+        target: Target,
     ) -> None:
         self.x_shape, self.w_shape, self.y_shape = x_shape, w_shape, y_shape
         self.x_strides = dense_strides(x_shape, channels_last)
@@ -139,7 +125,7 @@ class ConvCall:
         self.y_strides = dense_strides(y_shape, channels_last)
         self.channels_last = channels_last
         self.format, self.w_format = FORMATS[channels_last], FORMATS[w_channels_last]
-        self.threads, self.algorithms = threads, algorithms
+        self.threads, self.target, self.workspace = threads, target, target.workspace
         self._plans: list[Any] = [None, None, None]
         self.problem = p = _C.ConvProblem()
         p.n, p.c = x_shape[:2]
@@ -153,6 +139,7 @@ class ConvCall:
         p.groups = groups
         p.layout, p.weight_layout = LAYOUTS[channels_last], LAYOUTS[w_channels_last]
         p.dtype = DTYPES[dtype]
+        p.allow_tf32 = target.tf32
 
     def _plan(self, primitive: int) -> Any:
         """The native plan of a primitive; False where there is nothing to compute: a tensor of the problem is empty."""
@@ -161,7 +148,8 @@ class ConvCall:
                 self._plans[primitive] = False
             else:
                 name = ("forward", "input_gradient", "weight_gradient")[primitive]
-                plan = _C.ConvPlan(self.problem, name, self.threads, self.algorithms[primitive])
+                algorithm = self.target.algorithms[primitive]
+                plan = self.target.native.ConvPlan(self.problem, name, self.threads, algorithm)
                 run = getattr(plan, name)
                 self._plans[primitive] = (run, plan.workspace_bytes)
         return self._plans[primitive]
@@ -190,7 +178,7 @@ class ConvCall:
             b = b if _is_dense(b) else b.contiguous()
             bias = b.data_ptr()
         run, size = plan
-        scratch = workspace(size) if size else None
+        scratch = self.workspace(size) if size else None
         run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), 0 if scratch is None else scratch.data_ptr())
         return out
 
@@ -198,14 +186,14 @@ class ConvCall:
         gw = gy.new_empty_strided(self.w_shape, self.w_strides)
         plan = self._plans[2] or self._plan(2)
         if not plan:
-            return gw.zero_(), channel_sum_cpu(gy) if bias else None
+            return gw.zero_(), channel_sum_real(gy) if bias else None
         gb = gy.new_empty_strided(self.w_shape[:1], (1,)) if bias else None
         if gy.stride() != self.y_strides:
             gy = gy.contiguous(memory_format=self.format)
         if x.stride() != self.x_strides:
             x = x.contiguous(memory_format=self.format)
         run, size = plan
-        scratch = workspace(size) if size else None
+        scratch = self.workspace(size) if size else None
         run(
             gy.data_ptr(),
             x.data_ptr(),
@@ -223,9 +211,9 @@ def _per_channel(b: Tensor, y: Tensor) -> Tensor:
 _conv_calls = Cache()
 
 
-def conv_call(*key: Any) -> ConvCall:
-    """The call for ConvCall's arguments but the last two, which come from the current settings."""
-    key = (*key, torch.get_num_threads(), forced.get())
+def conv_call(t: Tensor, *key: Any) -> ConvCall:
+    """The call on a tensor's device for ConvCall's arguments but the last two, which come from the current settings."""
+    key = (*key, torch.get_num_threads(), target_of(t))
     call = _conv_calls.get(key)
     if call is None:
         call = _conv_calls[key] = ConvCall(*key)
@@ -238,7 +226,9 @@ def conv_forward_call(
     y_shape = conv_forward_shape(x, w, b, stride, padding, dilation, groups)
     w_last = suggests_channels_last(w)
     last = w_last or suggests_channels_last(x)
-    return conv_call(tuple(x.shape), tuple(w.shape), y_shape, stride, padding, dilation, groups, x.dtype, last, w_last)
+    return conv_call(
+        x, tuple(x.shape), tuple(w.shape), y_shape, stride, padding, dilation, groups, x.dtype, last, w_last
+    )
 
 
 def conv_input_gradient_call(
@@ -248,7 +238,7 @@ def conv_input_gradient_call(
     w_last = suggests_channels_last(w)
     last = w_last or suggests_channels_last(gy)
     return conv_call(
-        x_shape, tuple(w.shape), tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, w_last
+        gy, x_shape, tuple(w.shape), tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, w_last
     )
 
 
@@ -314,19 +304,19 @@ def _conv_operands(
     checks.at_least("groups", (groups,), 1)
 
 
-def conv_forward_cpu(
+def conv_forward_real(
     x: Tensor, w: Tensor, b: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
     return conv_forward_call(x, w, b, stride, padding, dilation, groups).forward(x, w, b)
 
 
-def conv_input_gradient_cpu(
+def conv_input_gradient_real(
     gy: Tensor, w: Tensor, b: Tensor | None, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
     return conv_input_gradient_call(gy, w, b, size, stride, padding, dilation, groups).input_gradient(gy, w, b)
 
 
-def conv_weight_gradient_cpu(
+def conv_weight_gradient_real(
     gy: Tensor,
     x: Tensor,
     kernel: Ints,
@@ -339,7 +329,7 @@ def conv_weight_gradient_cpu(
     w_shape = conv_weight_gradient_shape(gy, x, kernel, stride, padding, dilation, groups)
     last = suggests_channels_last(x) or suggests_channels_last(gy)
     call = conv_call(
-        tuple(x.shape), w_shape, tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, channels_last
+        x, tuple(x.shape), w_shape, tuple(gy.shape), stride, padding, dilation, groups, gy.dtype, last, channels_last
     )
     gw, gb = call.weight_gradient(gy, x, True)
     assert gb is not None
@@ -388,6 +378,7 @@ class PoolCall:
         "channels_last",
         "format",
         "kind",
+        "native",
         "problem",
         "threads",
         "x_shape",
@@ -409,7 +400,9 @@ class PoolCall:
         dtype: torch.dtype,
         channels_last: bool,
         threads: int,
+        target: Target,
     ) -> None:
+        self.native = target.native
         self.x_shape, self.y_shape = x_shape, y_shape
         self.x_strides, self.y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
         self.channels_last, self.format = channels_last, FORMATS[channels_last]
@@ -439,7 +432,7 @@ class PoolCall:
             if x.stride() != self.x_strides:
                 x = x.contiguous(memory_format=self.format)
             at = 0 if index is None else index.data_ptr()
-            _C.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), at, INDEX_KINDS[kind], self.threads)
+            self.native.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), at, INDEX_KINDS[kind], self.threads)
         return y, index
 
     def max_backward(self, gy: Tensor, index: Tensor, kind: str) -> Tensor:
@@ -450,7 +443,7 @@ class PoolCall:
             gy = gy.contiguous(memory_format=self.format)
         if index.stride() != self.y_strides:
             index = index.contiguous(memory_format=self.format)
-        if not _C.max_pool_backward(
+        if not self.native.max_pool_backward(
             self.problem, gy.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], gx.data_ptr(), self.threads
         ):
             self._bad_index(index, kind)
@@ -463,7 +456,7 @@ class PoolCall:
                 v = v.contiguous(memory_format=self.format)
             if index.stride() != self.y_strides:
                 index = index.contiguous(memory_format=self.format)
-            if not _C.max_pool_gather(
+            if not self.native.max_pool_gather(
                 self.problem, v.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], y.data_ptr(), self.threads
             ):
                 self._bad_index(index, kind)
@@ -481,7 +474,7 @@ class PoolCall:
         if y.numel():
             if x.stride() != self.x_strides:
                 x = x.contiguous(memory_format=self.format)
-            _C.average_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
+            self.native.average_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
         return y
 
     def average_backward(self, gy: Tensor) -> Tensor:
@@ -490,7 +483,7 @@ class PoolCall:
             return gx.zero_()
         if gy.stride() != self.y_strides:
             gy = gy.contiguous(memory_format=self.format)
-        _C.average_pool_backward(self.problem, gy.data_ptr(), gx.data_ptr(), self.threads)
+        self.native.average_pool_backward(self.problem, gy.data_ptr(), gx.data_ptr(), self.threads)
         return gx
 
 
@@ -513,9 +506,9 @@ def _kind_of(index: Tensor) -> str:
 _pool_calls = Cache()
 
 
-def pool_call(*key: Any) -> PoolCall:
-    """The call for PoolCall's arguments but the last, which comes from the current settings."""
-    key = (*key, torch.get_num_threads())
+def pool_call(t: Tensor, *key: Any) -> PoolCall:
+    """The call on a tensor's device for PoolCall's arguments but the last two, which come from the current settings."""
+    key = (*key, torch.get_num_threads(), target_of(t))
     call = _pool_calls.get(key)
     if call is None:
         call = _pool_calls[key] = PoolCall(*key)
@@ -557,7 +550,7 @@ def max_pool_call(x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padd
     _pool_operand("x", x, x.shape[2:], output_size, kernel, stride, padding, dilation)
     y_shape = (*x.shape[:2], *output_size)
     last = suggests_channels_last(x)
-    return pool_call(tuple(x.shape), y_shape, kernel, stride, padding, dilation, True, 0, x.dtype, last)
+    return pool_call(x, tuple(x.shape), y_shape, kernel, stride, padding, dilation, True, 0, x.dtype, last)
 
 
 def average_pool_call(
@@ -568,11 +561,11 @@ def average_pool_call(
     y_shape = (*x.shape[:2], *output_size)
     last = suggests_channels_last(x)
     return pool_call(
-        tuple(x.shape), y_shape, kernel, stride, padding, dilation, count_include_pad, divisor, x.dtype, last
+        x, tuple(x.shape), y_shape, kernel, stride, padding, dilation, count_include_pad, divisor, x.dtype, last
     )
 
 
-def max_pool_cpu(
+def max_pool_real(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, index: str
 ) -> tuple[Tensor, Tensor]:
     _index_choice(index, kernel)
@@ -591,7 +584,7 @@ def _max_pool_gradient_call(
     _max_pool_gradient_checks(name, t, index, size, kernel, stride, padding, dilation)
     x_shape = (*index.shape[:2], *size)
     last = suggests_channels_last(index)
-    return pool_call(x_shape, tuple(index.shape), kernel, stride, padding, dilation, True, 0, t.dtype, last)
+    return pool_call(t, x_shape, tuple(index.shape), kernel, stride, padding, dilation, True, 0, t.dtype, last)
 
 
 def _max_pool_gradient_checks(
@@ -604,25 +597,25 @@ def _max_pool_gradient_checks(
     checks.shape(name, t, index.shape if name == "gy" else (*index.shape[:2], *size))
 
 
-def max_pool_backward_cpu(
+def max_pool_backward_real(
     gy: Tensor, index: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
     call = _max_pool_gradient_call("gy", gy, index, size, kernel, stride, padding, dilation)
     return call.max_backward(gy, index, _kind_of(index))
 
 
-def max_pool_gather_cpu(v: Tensor, index: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+def max_pool_gather_real(v: Tensor, index: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     call = _max_pool_gradient_call("v", v, index, tuple(v.shape[2:]), kernel, stride, padding, dilation)
     return call.gather(v, index, _kind_of(index))
 
 
-def average_pool_cpu(
+def average_pool_real(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> Tensor:
     return average_pool_call(x, output_size, kernel, stride, padding, count_include_pad, divisor).average(x)
 
 
-def average_pool_backward_cpu(
+def average_pool_backward_real(
     gy: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, count_include_pad: bool, divisor: int
 ) -> Tensor:
     dilation = (1,) * len(kernel)
@@ -630,7 +623,7 @@ def average_pool_backward_cpu(
     x_shape = (*gy.shape[:2], *size)
     last = suggests_channels_last(gy)
     call = pool_call(
-        x_shape, tuple(gy.shape), kernel, stride, padding, dilation, count_include_pad, divisor, gy.dtype, last
+        gy, x_shape, tuple(gy.shape), kernel, stride, padding, dilation, count_include_pad, divisor, gy.dtype, last
     )
     return call.average_backward(gy)
 
@@ -682,13 +675,19 @@ class ChannelSumCall:
     depend on the number of threads.
     """
 
-    __slots__ = ("format", "planes", "rows", "strides", "threads")
+    __slots__ = ("format", "native", "planes", "rows", "strides", "threads")
 
-    def __init__(self, shape: Ints, dtype: torch.dtype, channels_last: bool, threads: int) -> None:
+    def __init__(self, shape: Ints, dtype: torch.dtype, channels_last: bool, threads: int, target: Target) -> None:
         n, c, (h, w) = *shape[:2], _pair(shape[2:], 1)
         self.format, self.strides = FORMATS[channels_last], dense_strides(shape, channels_last)
-        self.planes = None if channels_last else _global_sum(n, c, h, w, dtype, False)
-        self.rows = _global_sum(1, c, n * h, w, dtype, True) if channels_last else _global_sum(1, c, n, 1, dtype, True)
+        self.native = target.native
+
+        def problem(n: int, h: int, w: int, channels_last: bool) -> _C.PoolProblem:
+            window = ((h, w), (1, 1), (0, 0, 0, 0), (1, 1), True, 1)
+            return PoolCall((n, c, h, w), (n, c, 1, 1), *window, dtype, channels_last, 1, target).problem
+
+        self.planes = None if channels_last else problem(n, h, w, False)
+        self.rows = problem(1, n * h, w, True) if channels_last else problem(1, n, 1, True)
         self.threads = _C.useful_threads(_volume(shape), threads)
 
     def run(self, x: Tensor) -> Tensor:
@@ -697,28 +696,23 @@ class ChannelSumCall:
             x = x.contiguous(memory_format=self.format)
         if self.planes is not None:
             sums = x.new_empty(x.shape[:2])
-            _C.average_pool_forward(self.planes, x.data_ptr(), sums.data_ptr(), self.threads)
+            self.native.average_pool_forward(self.planes, x.data_ptr(), sums.data_ptr(), self.threads)
             x = sums
-        _C.average_pool_forward(self.rows, x.data_ptr(), y.data_ptr(), self.threads)
+        self.native.average_pool_forward(self.rows, x.data_ptr(), y.data_ptr(), self.threads)
         return y
-
-
-def _global_sum(n: int, c: int, h: int, w: int, dtype: torch.dtype, channels_last: bool) -> _C.PoolProblem:
-    window = ((h, w), (1, 1), (0, 0, 0, 0), (1, 1), True, 1)
-    return PoolCall((n, c, h, w), (n, c, 1, 1), *window, dtype, channels_last, 1).problem
 
 
 _channel_sum_calls = Cache()
 
 
-def channel_sum_cpu(x: Tensor) -> Tensor:
+def channel_sum_real(x: Tensor) -> Tensor:
     checks.supported("x", x)
     checks.rank("x", x, (3, 4), "")
     if x.numel() == 0:
         return x.new_zeros(x.shape[1])
     if x.dtype in (torch.float16, torch.bfloat16):
-        return channel_sum_cpu(x.float()).to(x.dtype)
-    key = x.shape, x.dtype, suggests_channels_last(x), torch.get_num_threads()
+        return channel_sum_real(x.float()).to(x.dtype)
+    key = x.shape, x.dtype, suggests_channels_last(x), torch.get_num_threads(), target_of(x)
     call = _channel_sum_calls.get(key)
     if call is None:
         call = _channel_sum_calls[key] = ChannelSumCall(*key)
@@ -735,7 +729,7 @@ def channel_sum_fake(x: Tensor) -> Tensor:
 class LrnCall:
     """Local response normalisation of an input, made ready."""
 
-    __slots__ = ("format", "problem", "shape", "strides", "threads")
+    __slots__ = ("format", "native", "problem", "shape", "strides", "threads")
 
     def __init__(
         self,
@@ -747,7 +741,9 @@ class LrnCall:
         dtype: torch.dtype,
         channels_last: bool,
         threads: int,
+        target: Target,
     ) -> None:
+        self.native = target.native
         self.shape, self.strides = shape, dense_strides(shape, channels_last)
         self.format = FORMATS[channels_last]
         self.problem = p = _C.LrnProblem()
@@ -762,7 +758,7 @@ class LrnCall:
         if y.numel():
             if x.stride() != self.strides:
                 x = x.contiguous(memory_format=self.format)
-            _C.lrn_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
+            self.native.lrn_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
         return y
 
     def backward(self, gy: Tensor, x: Tensor) -> Tensor:
@@ -772,7 +768,7 @@ class LrnCall:
                 gy = gy.contiguous(memory_format=self.format)
             if x.stride() != self.strides:
                 x = x.contiguous(memory_format=self.format)
-            _C.lrn_backward(self.problem, x.data_ptr(), gy.data_ptr(), gx.data_ptr(), self.threads)
+            self.native.lrn_backward(self.problem, x.data_ptr(), gy.data_ptr(), gx.data_ptr(), self.threads)
         return gx
 
 
@@ -780,7 +776,8 @@ _lrn_calls = Cache()
 
 
 def lrn_call(x: Tensor, size: int, alpha: float, beta: float, k: float) -> LrnCall:
-    key = (tuple(x.shape), size, alpha, beta, k, x.dtype, suggests_channels_last(x), torch.get_num_threads())
+    last, threads = suggests_channels_last(x), torch.get_num_threads()
+    key = (tuple(x.shape), size, alpha, beta, k, x.dtype, last, threads, target_of(x))
     call = _lrn_calls.get(key)
     if call is None:
         call = _lrn_calls[key] = LrnCall(*key)
@@ -792,12 +789,12 @@ def _lrn_operands(gy: Tensor, x: Tensor) -> None:
     checks.shape("gy", gy, x.shape)
 
 
-def lrn_cpu(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def lrn_real(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     checks.lrn(x, size, alpha, beta, k)
     return lrn_call(x, size, alpha, beta, k).forward(x)
 
 
-def lrn_backward_cpu(gy: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def lrn_backward_real(gy: Tensor, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     checks.lrn(x, size, alpha, beta, k)
     _lrn_operands(gy, x)
     return lrn_call(x, size, alpha, beta, k).backward(gy, x)
@@ -824,65 +821,66 @@ _AVERAGE = f"{_POOL}, bool count_include_pad, SymInt divisor"
 _LRN = "SymInt size, float alpha, float beta, float k"
 
 
-def _register(name: str, schema: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def _register(name: str, schema: str, real: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     def implementation(*args: Any) -> Any:
-        return cpu(*(tuple(a) if isinstance(a, list) else a for a in args))
+        return real(*(tuple(a) if isinstance(a, list) else a for a in args))
 
     def fake_implementation(*args: Any) -> Any:
         return fake(*(tuple(a) if isinstance(a, list) else a for a in args))
 
     library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, implementation, "CPU")
+    library.impl(name, implementation, "CUDA")
     torch.library.register_fake(f"fastconv::{name}", fake_implementation, lib=library)
     return getattr(torch.ops.fastconv, name).default
 
 
 conv_forward = _register(
-    "conv_forward", f"(Tensor x, Tensor w, Tensor? b, {_CONV}) -> Tensor", conv_forward_cpu, conv_forward_fake
+    "conv_forward", f"(Tensor x, Tensor w, Tensor? b, {_CONV}) -> Tensor", conv_forward_real, conv_forward_fake
 )
 conv_input_gradient = _register(
     "conv_input_gradient",
     f"(Tensor gy, Tensor w, Tensor? b, SymInt[] size, {_CONV}) -> Tensor",
-    conv_input_gradient_cpu,
+    conv_input_gradient_real,
     conv_input_gradient_fake,
 )
 conv_weight_gradient = _register(
     "conv_weight_gradient",
     f"(Tensor gy, Tensor x, SymInt[] kernel, {_CONV}, bool channels_last) -> (Tensor, Tensor)",
-    conv_weight_gradient_cpu,
+    conv_weight_gradient_real,
     conv_weight_gradient_fake,
 )
-channel_sum = _register("channel_sum", "(Tensor x) -> Tensor", channel_sum_cpu, channel_sum_fake)
+channel_sum = _register("channel_sum", "(Tensor x) -> Tensor", channel_sum_real, channel_sum_fake)
 max_pool = _register(
     "max_pool",
     f"(Tensor x, SymInt[] output_size, {_POOL}, SymInt[] dilation, str index) -> (Tensor, Tensor)",
-    max_pool_cpu,
+    max_pool_real,
     max_pool_fake,
 )
 max_pool_backward = _register(
     "max_pool_backward",
     f"(Tensor gy, Tensor index, SymInt[] size, {_POOL}, SymInt[] dilation) -> Tensor",
-    max_pool_backward_cpu,
+    max_pool_backward_real,
     max_pool_backward_fake,
 )
 max_pool_gather = _register(
     "max_pool_gather",
     f"(Tensor v, Tensor index, {_POOL}, SymInt[] dilation) -> Tensor",
-    max_pool_gather_cpu,
+    max_pool_gather_real,
     max_pool_gather_fake,
 )
 average_pool = _register(
-    "average_pool", f"(Tensor x, SymInt[] output_size, {_AVERAGE}) -> Tensor", average_pool_cpu, average_pool_fake
+    "average_pool", f"(Tensor x, SymInt[] output_size, {_AVERAGE}) -> Tensor", average_pool_real, average_pool_fake
 )
 average_pool_backward = _register(
     "average_pool_backward",
     f"(Tensor gy, SymInt[] size, {_AVERAGE}) -> Tensor",
-    average_pool_backward_cpu,
+    average_pool_backward_real,
     average_pool_backward_fake,
 )
-lrn = _register("lrn", f"(Tensor x, {_LRN}) -> Tensor", lrn_cpu, lrn_fake)
+lrn = _register("lrn", f"(Tensor x, {_LRN}) -> Tensor", lrn_real, lrn_fake)
 lrn_backward = _register(
-    "lrn_backward", f"(Tensor gy, Tensor x, {_LRN}) -> Tensor", lrn_backward_cpu, lrn_backward_fake
+    "lrn_backward", f"(Tensor gy, Tensor x, {_LRN}) -> Tensor", lrn_backward_real, lrn_backward_fake
 )
 
 

@@ -1,17 +1,20 @@
-"""The command `fastconv`: info, check, models, train, bench."""
+"""The command `fastconv`: info, check, models, train, predict, evaluate, bench."""
 
 import argparse
 import importlib
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 DATA_HELP = (
-    "digits (default; scikit-learn's), a folder of class folders of images, or MNIST-format (IDX) files or their folder"
+    "digits (scikit-learn's), scenes (digits on textures, for segmentation), a folder of class folders of images,"
+    " or of MNIST's or CIFAR's binary files"
 )
 
 
@@ -59,6 +62,14 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_train_arguments(train)
     train.set_defaults(run=_train)
 
+    predict = commands.add_parser("predict", help="say what a trained model sees in images")
+    _add_predict_arguments(predict)
+    predict.set_defaults(run=_predict)
+
+    evaluate = commands.add_parser("evaluate", help="test a trained model and draw its confusion matrix")
+    _add_evaluate_arguments(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
     bench = commands.add_parser("bench", help="measure the kernels beside torch")
     if (
         next((word for word in arguments if not word.startswith("-")), None) == "bench"
@@ -69,15 +80,60 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """An option that is not given comes from the checkpoint or from train.loop.Options: none has a default here."""
+    """An option that is not given comes from the checkpoint or from train.options: none has a default here."""
     parser.add_argument("model", nargs="?", help="one of `fastconv models` (default: lenet5)")
-    parser.add_argument("--data", help=DATA_HELP)
+    parser.add_argument(
+        "--model-option",
+        dest="model_options",
+        action="append",
+        type=_key_value,
+        metavar="NAME=VALUE",
+        help="argument of the model's builder, such as in_channels=1; may be repeated",
+    )
+    parser.add_argument("--data", help=f"default: digits; {DATA_HELP}")
+    parser.add_argument("--image-size", type=int, metavar="N", help="height and width (default: the model's)")
+    parser.add_argument(
+        "--augment",
+        type=_names,
+        metavar="NAMES",
+        help="affine, crop, flip, rotate, brightness, contrast, lighting, with commas between, or none"
+        " (default: crop,flip for CIFAR, else affine)",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (default: 30)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: 32)")
-    parser.add_argument("--lr", type=float, metavar="RATE", help="highest learning rate of AdamW (default: 0.002)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images a step, of all processes together (default: 32)"
+    )
+    parser.add_argument(
+        "--accumulate", type=int, metavar="N", help="compute a step in N parts, which needs less memory (default: 1)"
+    )
+    parser.add_argument("--optimizer", help="adamw (default) or sgd")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="highest learning rate (default: 0.002; SGD: 0.05)")
+    parser.add_argument("--momentum", type=float, metavar="PART", help="of SGD (default: 0.9)")
+    parser.add_argument("--weight-decay", type=float, metavar="RATE", help="default: 0.01; SGD: 0.0005")
+    parser.add_argument("--schedule", help="of the learning rate: cosine (default), step or constant")
+    parser.add_argument(
+        "--warm-up", type=float, metavar="PART", help="of the training, over which the rate rises (default: 0.1)"
+    )
+    parser.add_argument(
+        "--milestones",
+        type=float,
+        nargs="+",
+        metavar="PART",
+        help="parts of the training after which --schedule step lowers the rate (default: 0.5 0.75)",
+    )
+    parser.add_argument("--decay", type=float, metavar="FACTOR", help="of --schedule step (default: 0.1)")
+    parser.add_argument("--precision", help="of the layers: float32 (default), bfloat16 or float16")
+    parser.add_argument("--label-smoothing", type=float, metavar="PART", help="default: 0")
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="test a moving average of the weights, such as 0.99 (default: none)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same result (default: 0)")
     parser.add_argument("--device", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's event files, too")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/MODEL-DATA)")
     parser.add_argument("--overwrite", action="store_true", help="start anew where there is a run already")
     parser.add_argument(
@@ -88,6 +144,37 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="go on with a run, given by its folder or a checkpoint in it (default: the output folder)",
     )
+
+
+def _names(text: str) -> list[str]:
+    return [] if text == "none" else text.split(",")
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, where the value is JSON (a number, true, [1, 2]) or else the text itself."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a training run's folder, or a checkpoint in it")
+    parser.add_argument("images", type=Path, nargs="+", help="image files")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each (default: 3)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a training run's folder, or a checkpoint in it")
+    parser.add_argument("--data", help=f"whose test part is used (default: that of the training): {DATA_HELP}")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the picture (default: confusion.png beside the checkpoint)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
 
 def _info(_: argparse.Namespace) -> int:
@@ -147,31 +234,70 @@ def _count(model: Any) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fastconv.train import loop
+    from fastconv.train import distributed, loop
+    from fastconv.train.options import Options
     from fastconv.train.progress import Display
 
-    given = {name: value for name, value in vars(options).items() if name in loop.Options.__dataclass_fields__}
+    given = {name: value for name, value in vars(options).items() if name in Options.__dataclass_fields__}
+    if "model_options" in given:
+        given["model_options"] = dict(given["model_options"])
     overwrite, resumes = getattr(options, "overwrite", False), hasattr(options, "resume")
     if overwrite and resumes:
         raise loop.RunError("--resume goes on with a run and --overwrite starts it anew: give one of them")
-    chosen = loop.Options(**given)
+    chosen = Options(**given)
     output = getattr(options, "output", None) or loop.default_output(chosen)
-    with Display() as display:
+    with Display() if distributed.rank() == 0 else nullcontext() as display:
         if resumes:
             result = loop.resume(options.resume or output, given, listener=display)
         else:
             result = loop.train(chosen, output, overwrite=overwrite, listener=display)
+    stopped = 0 if result.stopped_by is None else 128 + result.stopped_by
+    if display is None:
+        return stopped
     skipped = result.metrics["skipped_images"]
     if skipped:
         print(f"{len(skipped)} images could not be read and were skipped; {result.output / loop.METRICS} lists them")
-    if result.stopped_by is not None:
+    if stopped:
         done, epochs = len(result.metrics["epochs"]), result.metrics["arguments"]["epochs"]
         print(f"Interrupted: {done} of {epochs} epochs are done and kept. To go on:")
         print(f"  fastconv train --resume {result.output}")
-        return 128 + result.stopped_by
-    print(f"Test accuracy {result.metrics['test_accuracy']:.2%}. The run is in {result.output}:")
-    for name in (loop.METRICS, loop.CHECKPOINT, loop.CURVES, loop.FEATURES):
-        print(f"  {result.output / name}")
+        return stopped
+    figures = f"Test accuracy {result.metrics['test_accuracy']:.2%}"
+    if "test_mean_iou" in result.metrics:
+        figures += f", mean intersection over union {result.metrics['test_mean_iou']:.3f}"
+    print(f"{figures}. The run is in {result.output}:")
+    for name in (loop.METRICS, loop.LINES, loop.CHECKPOINT, loop.CURVES, loop.FEATURES):
+        if (result.output / name).exists():
+            print(f"  {result.output / name}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from fastconv.train import evaluate
+
+    unreadable = 0
+    for path, answer in evaluate.predict(options.checkpoint, options.images, options.top, options.device):
+        if isinstance(answer, str):
+            unreadable += 1
+            print(f"{path}: cannot be read: {answer}", file=sys.stderr)
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer))
+    return 1 if unreadable else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fastconv.train import evaluate
+
+    result = evaluate.evaluate(options.checkpoint, options.data, options.output, options.device)
+    column = "IoU" if result.task == "scenes" else "right"
+    rows = [[name, f"{count:,}", f"{part:.2%}"] for name, count, part in result.classes]
+    print(table(["class", "pixels" if result.task == "scenes" else "examples", column], rows))
+    for path, reason in result.skipped.items():
+        print(f"Skipped {path}: {reason}")
+    figures = f"Accuracy {result.accuracy:.2%}"
+    if result.task == "scenes":
+        figures += f", mean intersection over union {result.mean_iou:.3f}"
+    print(f"{figures}, loss {result.loss:.4f}. The confusion matrix is in {result.picture}")
     return 0
 
 

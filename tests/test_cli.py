@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import write_idx
+from test_train import write_class_folders, write_idx
 
 from fastconv import cli, extras, testing
 from fastconv.train import files, loop
+from fastconv.train.options import Options
 
 ROOT = Path(__file__).parent.parent
 FASTCONV = [sys.executable, "-m", "fastconv"]
@@ -53,7 +54,7 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["info", "check", "models", "train", "bench"])
+@pytest.mark.parametrize("command", ["info", "check", "models", "train", "predict", "evaluate", "bench"])
 def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -121,7 +122,7 @@ def test_table() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["rich", "matplotlib", "sklearn"])
+@pytest.mark.parametrize("module", ["rich", "matplotlib", "sklearn", "kornia"])
 def test_a_missing_dependency_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
@@ -161,9 +162,33 @@ def test_train_refuses_resumes_and_overwrites(tmp_path: Path, capsys: pytest.Cap
     assert len(metrics["epochs"]) == 1
 
 
+def test_predict_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    folder = write_class_folders(tmp_path / "images", 30)
+    options = ["--model-option", "activation=tanh", "--augment", "none", "--epochs", "5", "--threads", "1"]
+    assert cli.main(["train", "lenet5_modern", "--data", str(folder), "--output", run, *options]) == 0
+    metrics = json.loads((tmp_path / "run" / loop.METRICS).read_text())
+    assert metrics["arguments"]["model_options"] == {"activation": "tanh"}
+    assert metrics["arguments"]["augment"] == []
+    capsys.readouterr()
+    images = [str(folder / "class0" / "0.png"), str(folder / "class1" / "1.png")]
+    assert cli.main(["predict", run, *images, "--top", "1"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{images[0]}: class0 [\d.]+%", first)
+    assert re.fullmatch(rf"{images[1]}: class1 [\d.]+%", second)
+    (tmp_path / "text.png").write_text("no image")
+    assert cli.main(["predict", run, str(tmp_path / "text.png")]) == 1
+    assert_one_line(capsys.readouterr().err, "text.png: cannot be read")
+    assert cli.main(["evaluate", run, "--output", str(tmp_path / "matrix.png")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^class1 +3 +100.00%$", printed, re.MULTILINE)
+    assert "Accuracy 100.00%, loss 0." in printed
+    assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_default_output() -> None:
-    assert loop.default_output(loop.Options()) == Path("runs/lenet5-digits")
-    assert loop.default_output(loop.Options("lenet5_modern", "/data/mnist/")) == Path("runs/lenet5_modern-mnist")
+    assert loop.default_output(Options()) == Path("runs/lenet5-digits")
+    assert loop.default_output(Options("lenet5_modern", "/data/mnist/")) == Path("runs/lenet5_modern-mnist")
 
 
 def test_bad_arguments_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from fastconv import models
-from fastconv.train import augment, data, demo, files, loop, report
+from fastconv.nn import PCALighting
+from fastconv.train import augment, data, demo, distributed, evaluate, files, loop, networks, optim, report
+from fastconv.train.options import Options
 
 PIL_Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("kornia")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
@@ -65,11 +68,11 @@ def write_class_folders(folder: Path, count: int = 30, size: int = 40) -> Path:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> loop.Options:
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
     """Options of a run that takes a fraction of a second an epoch; drawing, which takes longer, is left out."""
     for picture in ("learning_curve", "features"):
         monkeypatch.setattr(report, picture, lambda *_: b"")
-    return loop.Options("lenet5_modern", str(write_idx(tmp_path / "stripes")), epochs=4, batch_size=16, threads=1)
+    return Options("lenet5_modern", str(write_idx(tmp_path / "stripes")), epochs=4, batch_size=16, threads=1)
 
 
 def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 def assert_same_run(a: Path, b: Path) -> None:
     ours, theirs = files.load_checkpoint(a / loop.CHECKPOINT), files.load_checkpoint(b / loop.CHECKPOINT)
-    for part in ("model", "optimizer", "scheduler", "random", "epoch", "arguments"):
+    for part in ("model", "optimizer", "scheduler", "average", "scaler", "epoch", "arguments"):
         assert_same(ours[part], theirs[part])
     metrics = [without_times(json.loads((run / loop.METRICS).read_text())) for run in (a, b)]
     assert metrics[0] == metrics[1]
@@ -221,6 +224,60 @@ def test_missing_data(tmp_path: Path) -> None:
         data.load(str(tmp_path / "idx"), GREY)
 
 
+def write_cifar(folder: Path, classes: int = 10, count: int = 12) -> torch.Tensor:
+    """CIFAR's binary files, every part with the same images, which are returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(count, dtype=torch.uint8)[:, None] * (classes // 10) % classes
+    if classes == 100:
+        labels = torch.cat([labels // 5, labels], 1)
+    content = torch.cat([labels, images.flatten(1)], 1).numpy().tobytes()
+    names = [f"data_batch_{index}.bin" for index in range(1, 6)] + ["test_batch.bin"]
+    for name in names if classes == 10 else ["train.bin", "test.bin"]:
+        (folder / name).write_bytes(content)
+    return images
+
+
+@pytest.mark.parametrize(("classes", "parts"), [(10, 5), (100, 1)])
+def test_cifar(tmp_path: Path, classes: int, parts: int) -> None:
+    images = write_cifar(tmp_path, classes)
+    loaded = data.load(str(tmp_path), COLOR)
+    assert (len(loaded.train.labels), len(loaded.test.labels), len(loaded.classes)) == (12 * parts, 12, classes)
+    assert loaded.augment == ("crop", "flip")
+    found, labels = loaded.test.read(torch.tensor([3, 11]))
+    assert torch.equal(found, images[[3, 11]])
+    assert labels.tolist() == ([3, 1] if classes == 10 else [30, 10])
+    names = [f"name{index}" for index in range(classes)]
+    file = "batches.meta.txt" if classes == 10 else "fine_label_names.txt"
+    (tmp_path / file).write_text("\n".join(names) + "\n\n")
+    assert data.load(str(tmp_path), COLOR).classes == names
+    grey = data.load(str(tmp_path), GREY).test.read(torch.tensor([0]))[0]
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    torch.testing.assert_close(grey[0, 0].float(), (images[0] * weights).sum(0), rtol=0, atol=0.51)
+
+
+def test_damaged_cifar(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    file = tmp_path / "data_batch_3.bin"
+    content = file.read_bytes()
+    for wrong, message in (
+        (content[:-1], "a multiple of 3073 bytes expected, 36875 found"),
+        (b"", "0 found"),
+        (b"\x0a" + content[1:], "it has the label 10, and there are 10 classes"),
+    ):
+        file.write_bytes(wrong)
+        with pytest.raises(data.DataError, match=f"{file} is damaged: .*{message}"):
+            data.load(str(tmp_path), COLOR)
+    file.write_bytes(content)
+    (tmp_path / "batches.meta.txt").write_text("cat dog")
+    with pytest.raises(data.DataError, match="should hold 10 names, but holds 2"):
+        data.load(str(tmp_path), COLOR)
+    for file in tmp_path.glob("data_batch_*.bin"):
+        file.unlink()
+    with pytest.raises(data.DataError, match="holds no training images of CIFAR-10"):
+        data.load(str(tmp_path), COLOR)
+
+
 @pytest.mark.parametrize("image_format", [GREY, COLOR])
 def test_class_folders(tmp_path: Path, image_format: data.ImageFormat) -> None:
     loaded = data.load(str(write_class_folders(tmp_path)), image_format)
@@ -248,7 +305,7 @@ def test_corrupt_images_are_named_skipped_and_counted(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:200])
     text.write_text("no image")
     notes = Notes()
-    options = loop.Options("lenet5_modern", str(folder), epochs=2, batch_size=8, threads=1)
+    options = Options("lenet5_modern", str(folder), epochs=2, batch_size=8, threads=1)
     result = loop.train(options, tmp_path / "run", listener=notes)
     assert sorted(result.metrics["skipped_images"]) == [str(cut), str(text)]
     assert sorted(note.split(": ")[0] for note in notes.notes) == [f"Skipped {cut}", f"Skipped {text}"]
@@ -263,17 +320,24 @@ def test_only_corrupt_images(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
     with pytest.raises(data.DataError, match="none of the training images"):
-        loop.train(loop.Options("lenet5_modern", str(tmp_path / "images")), tmp_path / "run")
+        loop.train(Options("lenet5_modern", str(tmp_path / "images")), tmp_path / "run")
 
 
-def test_affine_keeps_size_and_is_drawn_from_the_generator() -> None:
-    images = torch.rand(5, 3, 16, 12)
-    drawn = [augment.random_affine(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+@pytest.mark.parametrize("name", augment.NAMES)
+def test_augmentation_is_drawn_from_the_seed_for_the_whole_batch(name: str) -> None:
+    images = torch.rand(6, 3, 16, 12)
+    change = augment.Augmentation([name], (16, 12), PCALighting.imagenet() if name == "lighting" else None)
+    state = torch.get_rng_state()
+    drawn = [change(images, seed, slice(0, 6), 6) for seed in (1, 1, 2)]
     assert drawn[0].shape == images.shape
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    still = augment.random_affine(images, torch.Generator(), degrees=0, scale=0, shift=0)
-    torch.testing.assert_close(still, images)
+    assert not torch.equal(drawn[0], images)
+    assert torch.equal(torch.get_rng_state(), state), "the generator of the process is left as it is"
+    part = slice(2, 5)
+    shared = change(images[part], 1, part, 6)
+    assert torch.equal(shared, drawn[0][part]), "an image is changed in the same way, whichever process has it"
+    assert change(images[:0], 1, slice(0, 0), 6).shape == (0, 3, 16, 12)
 
 
 # Files
@@ -338,7 +402,7 @@ def test_checkpoint_runs_no_code(tmp_path: Path) -> None:
 # Runs
 
 
-def test_a_run_is_decided_by_its_seed(small: loop.Options, tmp_path: Path) -> None:
+def test_a_run_is_decided_by_its_seed(small: Options, tmp_path: Path) -> None:
     for name in ("a", "b"):
         loop.train(small, tmp_path / name)
     assert_same_run(tmp_path / "a", tmp_path / "b")
@@ -349,7 +413,7 @@ def test_a_run_is_decided_by_its_seed(small: loop.Options, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_modern"])
-def test_an_interrupted_run_goes_on_with_the_same_bits(small: loop.Options, tmp_path: Path, model: str) -> None:
+def test_an_interrupted_run_goes_on_with_the_same_bits(small: Options, tmp_path: Path, model: str) -> None:
     small.model = model
     loop.train(small, tmp_path / "unbroken")
     broken = tmp_path / "broken"
@@ -367,7 +431,71 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(small: loop.Options, tmp_
     assert_same_run(tmp_path / "unbroken", broken)
 
 
-def test_a_second_interrupt_stops_at_once(small: loop.Options, tmp_path: Path) -> None:
+SETTINGS = {
+    "sgd": {"optimizer": "sgd", "schedule": "step", "label_smoothing": 0.1},
+    "average": {"ema": 0.9, "accumulate": 3, "schedule": "constant", "warm_up": 0.5},
+    "bfloat16": {"precision": "bfloat16", "augment": ["crop", "brightness"]},
+    "float16": {"precision": "float16"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_resumed_with_the_same_bits_and_learns(small: Options, tmp_path: Path, name: str) -> None:
+    for option, value in SETTINGS[name].items():
+        setattr(small, option, value)
+    small.epochs = 6
+    result = loop.train(small, tmp_path / "unbroken")
+    assert result.metrics["test_accuracy"] == 1.0, "a stripe above and one below are told apart"
+    loop.train(small, tmp_path / "broken", listener=InterruptAt(3 * 4 + 2))
+    torch.rand(7)
+    loop.resume(tmp_path / "broken")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_accumulated_gradients_are_those_of_the_whole_step(small: Options, tmp_path: Path) -> None:
+    """64 images in batches of 24: the last step has 16."""
+    small.batch_size, small.epochs = 24, 2
+    whole = loop.train(small, tmp_path / "whole").metrics["epochs"]
+    small.accumulate = 3
+    parts = loop.train(small, tmp_path / "parts").metrics["epochs"]
+    for a, b in zip(whole, parts, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6)
+        assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-6)
+
+
+def test_schedules() -> None:
+    def rates(**chosen: Any) -> list[float]:
+        rate = optim.schedule(Options(**chosen), 10)
+        return [round(rate(step), 3) for step in range(10)]
+
+    assert rates(warm_up=0.2, schedule="constant") == [0.5] + 9 * [1.0]
+    assert rates(warm_up=0, schedule="step", decay=0.5) == 5 * [1.0] + 3 * [0.5] + 2 * [0.25]
+    assert rates(warm_up=0, schedule="step", milestones=[0.2]) == 2 * [1.0] + 8 * [0.1]
+    cosine = rates(warm_up=0.2)
+    assert cosine[:3] == [0.5, 1.0, 1.0]
+    assert cosine[6] == 0.5
+    assert cosine == cosine[:2] + sorted(cosine[2:], reverse=True)
+
+
+def test_the_rates_reach_the_optimizer(small: Options, tmp_path: Path) -> None:
+    small.optimizer, small.lr, small.schedule, small.warm_up = "sgd", 0.04, "step", 0.0
+    run = loop.Run(small, tmp_path, distributed.World(torch.device("cpu")))
+    assert isinstance(run.optimizer, torch.optim.SGD)
+    assert [run._epoch()["lr"] for _ in range(4)] == pytest.approx([0.04, 0.04, 0.004, 0.0004])
+
+
+def test_the_moving_average_is_what_is_tested(small: Options, tmp_path: Path) -> None:
+    small.ema, small.epochs = 0.5, 1
+    loop.train(small, tmp_path / "run")
+    saved = files.load_checkpoint(tmp_path / "run" / loop.CHECKPOINT)
+    assert not torch.equal(saved["model"]["c1.weight"], saved["average"]["module.c1.weight"])
+    trained = evaluate.Trained.load(tmp_path / "run")
+    assert torch.equal(trained.model.state_dict()["c1.weight"], saved["average"]["module.c1.weight"])
+    found = evaluate.evaluate(tmp_path / "run")
+    assert found.loss == pytest.approx(saved["history"][0]["test_loss"], rel=1e-6)
+
+
+def test_a_second_interrupt_stops_at_once(small: Options, tmp_path: Path) -> None:
     class Impatient(loop.Listener):
         def batch(self, images: int, loss: float, accuracy: float) -> None:
             for _ in range(2):
@@ -380,7 +508,7 @@ def test_a_second_interrupt_stops_at_once(small: loop.Options, tmp_path: Path) -
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
-def test_metrics_and_pictures(small: loop.Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_and_pictures(small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     output = tmp_path / "run"
     result = loop.train(small, output)
@@ -392,11 +520,75 @@ def test_metrics_and_pictures(small: loop.Options, tmp_path: Path, monkeypatch: 
         assert 0 <= record["test_accuracy"] <= 1
     assert metrics["test_accuracy"] == metrics["epochs"][-1]["test_accuracy"]
     assert metrics["test_accuracy"] == 1.0, "a stripe above and one below are told apart"
+    lines = (output / loop.LINES).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == metrics["epochs"]
     assert metrics["epochs"][-1]["train_loss"] < metrics["epochs"][0]["train_loss"]
     for name in (loop.CURVES, loop.FEATURES):
         with PIL_Image.open(output / name) as picture:
             assert min(picture.size) > 400
             assert len(picture.convert("L").resize((100, 100)).getcolors()) > 20, "an empty picture"
+
+
+def test_tensorboard(small: Options, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    small.tensorboard = True
+    loop.train(small, tmp_path / "run", listener=InterruptAt(2 * 4 + 1))
+    metrics = loop.resume(tmp_path / "run").metrics["epochs"]
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / loop.EVENTS))
+    events.Reload()
+    expected = {"lr", "loss/train", "loss/test", "accuracy/train", "accuracy/test", "seconds", "images_per_second"}
+    assert set(events.Tags()["scalars"]) == expected
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4]
+    found = [event.value for event in events.Scalars("accuracy/test")]
+    assert found == pytest.approx([record["test_accuracy"] for record in metrics])
+    loop.train(small, tmp_path / "run", overwrite=True)
+    assert len(list((tmp_path / "run" / loop.EVENTS).iterdir())) == 1
+
+
+def test_confusion() -> None:
+    confusion = networks.Confusion(3)
+    confusion.add(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 0]))
+    confusion.add(torch.eye(3)[[1]], torch.tensor([1]))
+    assert confusion.counts.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert confusion.accuracy == 0.75
+    assert confusion.recalls[:2] == [0.5, 1.0]
+    assert confusion.intersections_over_unions[:2] == pytest.approx([1 / 2, 2 / 3])
+    assert confusion.mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2), "a class that does not occur does not count"
+    maps = networks.Confusion(2)
+    maps.add(torch.eye(2)[torch.tensor([[[0, 1], [1, 1]]])].permute(0, 3, 1, 2), torch.tensor([[[0, 1], [0, 1]]]))
+    assert maps.counts.tolist() == [[1, 1], [0, 2]]
+
+
+def test_evaluate_and_predict(small: Options, tmp_path: Path) -> None:
+    result = loop.train(small, tmp_path / "run")
+    found = evaluate.evaluate(tmp_path / "run")
+    assert (found.accuracy, found.classes) == (1.0, [("0", 8, 1.0), ("1", 8, 1.0)])
+    assert found.loss == pytest.approx(result.metrics["epochs"][-1]["test_loss"], rel=1e-6)
+    with PIL_Image.open(found.picture) as picture:
+        assert found.picture == tmp_path / "run" / evaluate.PICTURE
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, "an empty picture"
+
+    other = write_class_folders(tmp_path / "images", 10)
+    with pytest.raises(files.RunError, match="the model's classes are 0, 1, those of the data class0, class1"):
+        evaluate.evaluate(tmp_path / "run", str(other))
+    broken = tmp_path / "broken.png"
+    broken.write_text("")
+    paths = [other / "class0" / "0.png", broken, other / "class1" / "1.png"]
+    answers = list(evaluate.predict(tmp_path / "run", paths, top=5))
+    assert [path for path, _ in answers] == paths
+    assert isinstance(answers[1][1], str)
+    for index, label in ((0, "0"), (2, "1")):
+        answer = answers[index][1]
+        assert answer[0][0] == label
+        assert len(answer) == 2
+        assert sum(probability for _, probability in answer) == pytest.approx(1)
+    with pytest.raises(files.RunError, match="there is no checkpoint"):
+        evaluate.Trained.load(tmp_path / "nothing.pt")
+
+
+def test_confusion_of_many_classes_is_drawn() -> None:
+    counts = torch.eye(100, dtype=torch.int64) * 20_000
+    assert report.confusion(counts, [f"class {index}" for index in range(100)]).startswith(b"\x89PNG")
 
 
 def test_pictures_of_a_colour_model_and_of_one_epoch(tmp_path: Path) -> None:
@@ -411,7 +603,7 @@ def test_pictures_of_a_colour_model_and_of_one_epoch(tmp_path: Path) -> None:
     assert curve.startswith(b"\x89PNG")
 
 
-def test_a_run_is_not_overwritten(small: loop.Options, tmp_path: Path) -> None:
+def test_a_run_is_not_overwritten(small: Options, tmp_path: Path) -> None:
     output = tmp_path / "run"
     small.epochs = 1
     loop.train(small, output)
@@ -430,7 +622,7 @@ def test_a_run_is_not_overwritten(small: loop.Options, tmp_path: Path) -> None:
     assert files.load_checkpoint(output / loop.PREVIOUS)["arguments"]["seed"] == 1
 
 
-def test_a_file_where_the_folder_should_be(small: loop.Options, tmp_path: Path) -> None:
+def test_a_file_where_the_folder_should_be(small: Options, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(files.RunError, match="exists already"):
         loop.train(small, tmp_path / "file")
@@ -440,7 +632,7 @@ def test_a_file_where_the_folder_should_be(small: loop.Options, tmp_path: Path) 
         loop.train(small, tmp_path / "file" / "run")
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(small: loop.Options, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(small: Options, tmp_path: Path) -> None:
     loop.train(small, tmp_path / "unbroken")
     output = tmp_path / "run"
 
@@ -462,7 +654,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(small: loop.Options, tmp_path: Pa
     assert_same_run(tmp_path / "unbroken", output)
 
 
-def test_resuming_from_the_checkpoint_before_a_broken_one(small: loop.Options, tmp_path: Path) -> None:
+def test_resuming_from_the_checkpoint_before_a_broken_one(small: Options, tmp_path: Path) -> None:
     loop.train(small, tmp_path / "unbroken")
     output = tmp_path / "run"
     loop.train(small, output, listener=InterruptAt(2 * 4 + 1))
@@ -473,7 +665,7 @@ def test_resuming_from_the_checkpoint_before_a_broken_one(small: loop.Options, t
     assert_same_run(tmp_path / "unbroken", output)
 
 
-def test_a_finished_run_can_be_given_more_epochs(small: loop.Options, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_given_more_epochs(small: Options, tmp_path: Path) -> None:
     small.epochs = 1
     loop.train(small, tmp_path / "run")
     assert len(loop.resume(tmp_path / "run").metrics["epochs"]) == 1
@@ -486,7 +678,7 @@ def test_a_finished_run_can_be_given_more_epochs(small: loop.Options, tmp_path: 
         loop.resume(tmp_path / "nothing")
 
 
-def test_a_checkpoint_of_another_model_is_refused(small: loop.Options, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(small: Options, tmp_path: Path) -> None:
     small.epochs = 1
     loop.train(small, tmp_path / "run")
     saved = files.load_checkpoint(tmp_path / "run" / loop.CHECKPOINT)
@@ -505,10 +697,20 @@ def test_a_checkpoint_of_another_model_is_refused(small: loop.Options, tmp_path:
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),
         ({"lr": -1.0}, "lr must be a positive number"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"accumulate": 17}, "accumulate must be at most the batch size, 16, got 17"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, got 'adam'"),
+        ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and less than 1, got 1.0"),
+        ({"milestones": [2.0]}, "milestones must be parts of the training between 0 and 1"),
+        ({"augment": ["mirror"]}, "augment must be names of affine, .*, got 'mirror'"),
+        ({"augment": ["lighting"]}, "lenet5_modern takes grey images"),
+        ({"model_options": {"depth": 3}}, "lenet5_modern cannot be made for 2 classes with {'depth': 3}"),
+        ({"model_options": {"in_channels": 2}}, "images have 1 or 3 channels, got 2"),
+        ({"model": "lenet5", "label_smoothing": 0.1}, "this model has a loss of its own"),
         ({"device": "warp"}, "device 'warp' is not one that torch knows"),
     ],
 )
-def test_options_that_make_no_sense(small: loop.Options, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_options_that_make_no_sense(small: Options, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     for name, value in change.items():
         setattr(small, name, value)
     with pytest.raises(files.RunError, match=message):
@@ -516,14 +718,14 @@ def test_options_that_make_no_sense(small: loop.Options, tmp_path: Path, change:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(small: loop.Options, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(small: Options, tmp_path: Path) -> None:
     small.lr = 1e30
     with pytest.raises(files.RunError, match=r"the loss is (nan|inf) in epoch 1: try a lower --lr"):
         loop.train(small, tmp_path / "run")
     assert files.load_checkpoint(tmp_path / "run" / loop.CHECKPOINT)["epoch"] == 0
 
 
-def test_no_batch_of_one_image(small: loop.Options, tmp_path: Path) -> None:
+def test_no_batch_of_one_image(small: Options, tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Sizes(loop.Listener):
@@ -538,7 +740,7 @@ def test_no_batch_of_one_image(small: loop.Options, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lenet5", "lenet5_modern"])
 def test_digits_are_learned(tmp_path: Path, model: str) -> None:
-    result = loop.train(loop.Options(model, epochs=8), tmp_path / "run")
+    result = loop.train(Options(model, epochs=8), tmp_path / "run")
     assert result.metrics["test_accuracy"] >= 0.965
 
 

@@ -1,36 +1,31 @@
-"""Image data sets for training: scikit-learn's digits, folders of class folders, and files in MNIST's IDX format.
+"""The data sets of training: digits, MNIST's and CIFAR's files, folders of images, digit scenes and docstrings.
 
-Every data set is brought to the size and channels that the model takes, as uint8, and normalised a batch at a time.
+Images are brought to the size and channels that the model takes, as uint8, and normalised a batch at a time.
 """
 
-import gzip
-import math
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastconv.extras import require
+from fastconv.nn import PCALighting
+from fastconv.train import formats
+from fastconv.train.formats import DataError
 
 TEST_FRACTION = 0.2
-SPLIT_SEED = (
-    0  # the split of a data set that comes without one is the same in every run, whatever the seed of the training
-)
+SPLIT_SEED = 0  # a data set without a test part is split in the same way in every run, whatever its seed
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("test", "val", "validation")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class DataError(Exception):
-    """A data set cannot be read; the message names the file or folder and what is wrong with it."""
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's
+LIGHTING_SAMPLE = 2000  # images from which the principal colours are taken
 
 
 @dataclass(frozen=True)
@@ -42,27 +37,30 @@ class ImageFormat:
     width: int
 
 
-class Images(Protocol):
-    """One split of a data set. `skipped` maps each file that could not be read to the reason."""
+class Examples(Protocol):
+    """One part of a data set. `skipped` maps each file that could not be read to the reason."""
 
     labels: Tensor
     skipped: dict[str, str]
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (n, channels, height, width) and int64 labels (n,), less those that cannot be read."""
+        """uint8 images (n, channels, height, width) and int64 labels (n,), less those that cannot be read.
+
+        Of text, the inputs are int64 words (n, length); of scenes, the labels are uint8 masks (n, height, width).
+        """
         ...
 
 
 @dataclass
-class ImageArray:
-    """Images held in memory: uint8 (n, channels, height, width), with int64 labels (n,)."""
+class InMemory:
+    """Examples held in memory."""
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     skipped: dict[str, str] = field(default_factory=dict)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
+        return self.inputs[indices], self.labels[indices]
 
 
 class ImageFiles:
@@ -106,42 +104,64 @@ class ImageFiles:
 
 @dataclass
 class DataSet:
-    """A training and a test split, the classes' names, and the mean and standard deviation of each channel (0 … 1)."""
+    """A training and a test part.
 
-    train: Images
-    test: Images
+    Attributes:
+        classes: their names, in the order of the labels.
+        mean, std: of each channel, of images scaled to 0 … 1.
+        task: "images" with a class each, "scenes" with a class for each pixel, or "text".
+        augment: the names of `train.augment` that suit the images.
+        vocabulary: of text, the word for each number.
+    """
+
+    train: Examples
+    test: Examples
     classes: list[str]
-    mean: Tensor
-    std: Tensor
+    mean: Tensor = field(default_factory=lambda: torch.zeros(1))
+    std: Tensor = field(default_factory=lambda: torch.ones(1))
+    task: Literal["images", "scenes", "text"] = "images"
+    augment: tuple[str, ...] = ()
+    vocabulary: list[str] = field(default_factory=list)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """uint8 images (n, channels, height, width) as float32 with zero mean and unit variance."""
-        shape = (1, -1, 1, 1)
-        return (images.float() / 255 - self.mean.view(shape)) / self.std.view(shape)
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Images, uint8 or scaled to 0 … 1, as float32 with zero mean and unit variance; words as they are."""
+        return inputs if self.task == "text" else normalize(inputs, self.mean, self.std)
 
-    def batches(self, images: Images, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images and their labels in the given order; the next batch is read while this one is worked on."""
-        chunks = list(order.split(batch_size))
+    def batches(self, examples: Examples, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels for each list of indices; the next ones are read while these are worked on."""
         with ThreadPoolExecutor(1) as reader:
-            ahead: Future[tuple[Tensor, Tensor]] | None = reader.submit(images.read, chunks[0]) if chunks else None
-            for following in [*chunks[1:], None]:
-                assert ahead is not None
-                pixels, labels = ahead.result()
-                if following is not None:
-                    ahead = reader.submit(images.read, following)
-                if len(labels):
-                    yield self.normalize(pixels), labels
+            ahead: Future[tuple[Tensor, Tensor]] | None = reader.submit(examples.read, batches[0]) if batches else None
+            for following in [*batches[1:], None]:
+                if ahead is None:
+                    return
+                inputs, labels = ahead.result()
+                ahead = None if following is None else reader.submit(examples.read, following)
+                yield inputs, labels
+
+    def lighting(self) -> PCALighting:
+        """AlexNet's lighting with the principal colours of the training images, or with ImageNet's for files."""
+        if isinstance(self.train, InMemory):
+            return PCALighting.from_images(self.train.inputs[:LIGHTING_SAMPLE].float() / 255)
+        return PCALighting.imagenet()
 
     @property
     def skipped(self) -> dict[str, str]:
         return self.train.skipped | self.test.skipped
 
 
-def load(source: str, image_format: ImageFormat) -> DataSet:
-    """The data set that `--data` names: "digits", a folder of class folders, or a folder or file in MNIST's IDX format.
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images (n, channels, height, width), uint8 or scaled to 0 … 1, less the mean and divided by the deviation."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    mean, std = (values.to(images.device).view(1, -1, 1, 1) for values in (mean, std))
+    return (scaled - mean) / std
 
-    A folder may hold `train` and `test` folders of class folders, and IDX files a training and a test pair; where there
-    is no test part, a fixed fifth of every class becomes one.
+
+def load(source: str, image_format: ImageFormat) -> DataSet:
+    """The images that `--data` names.
+
+    "digits" are scikit-learn's, "scenes" those of `train.scenes`. Else it is a folder: of class folders of images (or
+    of folders `train` and `test` with such in them), of MNIST's IDX files (or one such file), or of CIFAR's binary
+    files. Where there is no test part, a fixed fifth of every class becomes one.
 
     Raises DataError if there is no such data or it is damaged.
     """
@@ -150,11 +170,14 @@ def load(source: str, image_format: ImageFormat) -> DataSet:
     path = Path(source)
     if not path.exists():
         raise DataError(
-            f"no data at {source}: expected 'digits', a folder of class folders, or MNIST-format (IDX) files"
+            f"no data at {source}: expected 'digits', 'scenes', a folder of class folders, or MNIST's or CIFAR's files"
         )
     folder = path if path.is_dir() else path.parent
-    if path.is_file() or _idx_files(folder):
+    if path.is_file() or formats.idx_files(folder):
         return _idx(path, image_format)
+    if formats.is_cifar(folder):
+        train, test, classes = formats.read_cifar(folder)
+        return _in_memory(*train, test, classes, image_format, ("crop", "flip"))
     return _class_folders(path, image_format)
 
 
@@ -173,18 +196,20 @@ def _digits(image_format: ImageFormat) -> DataSet:
     """1,797 handwritten digits of 8x8 pixels: the test part of UCI's optical recognition data (Alpaydin 1998)."""
     digits = require("sklearn.datasets", "--data digits").load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    size = tuple(
-        round(extent * 7 / 8) for extent in (image_format.height, image_format.width)
-    )  # a border, as MNIST's in LeNet
+    size = [round(extent * 7 / 8) for extent in (image_format.height, image_format.width)]  # a border, as MNIST's
     images = F.interpolate(images, size, mode="bicubic", align_corners=False)
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    return _in_memory(
-        pixels, torch.from_numpy(digits.target).long(), None, [str(digit) for digit in range(10)], image_format
-    )
+    labels = torch.from_numpy(digits.target).long()
+    return _in_memory(pixels, labels, None, [str(digit) for digit in range(10)], image_format, ("affine",))
 
 
 def _in_memory(
-    images: Tensor, labels: Tensor, test: tuple[Tensor, Tensor] | None, classes: list[str], image_format: ImageFormat
+    images: Tensor,
+    labels: Tensor,
+    test: tuple[Tensor, Tensor] | None,
+    classes: list[str],
+    image_format: ImageFormat,
+    augment: tuple[str, ...],
 ) -> DataSet:
     """A data set of uint8 images, split if it has no test part; the statistics are the training part's."""
     if test is None:
@@ -192,9 +217,9 @@ def _in_memory(
         images, labels, test = images[train_part], labels[train_part], (images[test_part], labels[test_part])
     images = _fit(images, image_format)
     std, mean = torch.std_mean(images.double() / 255, dim=(0, 2, 3))
-    train = ImageArray(images, labels)
-    test_images = ImageArray(_fit(test[0], image_format), test[1])
-    return DataSet(train, test_images, classes, mean.float(), std.clamp(min=1e-3).float())
+    train = InMemory(images, labels)
+    test_images = InMemory(_fit(test[0], image_format), test[1])
+    return DataSet(train, test_images, classes, mean.float(), std.clamp(min=1e-3).float(), augment=augment)
 
 
 def _fit(images: Tensor, image_format: ImageFormat) -> Tensor:
@@ -207,70 +232,27 @@ def _fit(images: Tensor, image_format: ImageFormat) -> Tensor:
     else:
         top, left = (image_format.height - height) // 2, (image_format.width - width) // 2
         images = F.pad(images, (left, image_format.width - width - left, top, image_format.height - height - top))
+    if images.shape[1] == 3 and image_format.channels == 1:
+        weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
+        return (images * weights).sum(1, keepdim=True).round().to(torch.uint8)
     return images.expand(-1, image_format.channels, -1, -1)
 
 
 def _idx(path: Path, image_format: ImageFormat) -> DataSet:
     """A folder of MNIST's files (`train-images…`, `train-labels…`, `t10k-…` or `test-…`), or one file of images."""
     if path.is_dir():
-        files = _idx_files(path)
+        files = formats.idx_files(path)
         test_file = next((file for file in files if "t10k" in file.name or "test" in file.name), None)
         train_file = next((file for file in files if file != test_file), None)
         if train_file is None:
             raise DataError(f"{path} holds no training images in MNIST's format (such as train-images-idx3-ubyte.gz)")
     else:
         train_file, test_file = path, None
-    images, labels = _idx_pair(train_file)
-    test = None if test_file is None else _idx_pair(test_file)
+    images, labels = formats.read_idx_pair(train_file)
+    test = None if test_file is None else formats.read_idx_pair(test_file)
     known = labels if test is None else torch.cat([labels, test[1]])
     classes = [str(label) for label in range(int(known.max()) + 1)]
-    return _in_memory(images, labels, test, classes, image_format)
-
-
-def _idx_files(folder: Path) -> list[Path]:
-    """The IDX files of images in a folder; of a file that is there plain and compressed, the plain one."""
-    found = sorted(file for file in folder.iterdir() if "images" in file.name and "idx" in file.name and file.is_file())
-    return [file for file in found if file.suffix != ".gz" or file.with_suffix("") not in found]
-
-
-def _idx_pair(images_file: Path) -> tuple[Tensor, Tensor]:
-    """uint8 images (n, 1, height, width) and int64 labels (n,) from a file of images and the labels beside it."""
-    stem = images_file.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    candidates = [images_file.with_name(stem), images_file.with_name(stem + ".gz")]
-    labels_file = next((file for file in candidates if file != images_file and file.exists()), None)
-    if labels_file is None:
-        raise DataError(f"{images_file} has no labels beside it: expected {candidates[0]} or {candidates[1].name}")
-    images, labels = _read_idx(images_file), _read_idx(labels_file)
-    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
-        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        raise DataError(
-            f"{images_file} and {labels_file.name} should hold n images and n labels, but have the shapes {shapes}"
-        )
-    if images.numel() == 0:
-        raise DataError(f"{images_file} holds no images")
-    return images.unsqueeze(1), labels.long()
-
-
-def _read_idx(path: Path) -> Tensor:
-    """The uint8 tensor in an IDX file: two zero bytes, the type (8), the number of dimensions, the sizes, the data."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(
-            f"{path} is not an IDX file of bytes: it should start with 00 00 08, but starts with {content[:4].hex(' ')}"
-        )
-    dimensions = content[3]
-    header = 4 + 4 * dimensions
-    if dimensions == 0 or len(content) < header:
-        raise DataError(f"{path} is damaged: its header is cut short")
-    sizes = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != math.prod(sizes):
-        raise DataError(f"{path} is damaged: {math.prod(sizes)} bytes of data expected, {len(content) - header} found")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[header:].view(sizes)
+    return _in_memory(images, labels, test, classes, image_format, ("affine",))
 
 
 def _class_folders(folder: Path, image_format: ImageFormat) -> DataSet:
@@ -299,7 +281,7 @@ def _class_folders(folder: Path, image_format: ImageFormat) -> DataSet:
         mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     else:
         mean, std = torch.tensor([0.5]), torch.tensor([0.25])
-    return DataSet(train, test, classes, mean, std)
+    return DataSet(train, test, classes, mean, std, augment=("affine",))
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[Path], Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class RunError(Exception):

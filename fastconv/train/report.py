@@ -1,7 +1,9 @@
 """The pictures of a training run: learning curves, and what the model sees in some test images."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +15,39 @@ from fastconv.train.data import DataSet
 TRAIN_COLOR, TEST_COLOR, WRONG_COLOR = "#9aa5b1", "#1f77b4", "#c0392b"
 PREDICTIONS, EXAMPLES = 24, 3
 MOST_FILTERS = 16
+MOST_NAMED = 30
 
 
-def check_dependencies() -> None:
-    """Raises MissingDependency without matplotlib."""
+def check_dependencies(tensorboard: bool) -> None:
+    """Raises MissingDependency without matplotlib or, if it is asked for, TensorBoard."""
     require("matplotlib", "plotting a training run")
+    if tensorboard:
+        require("tensorboard", "--tensorboard")
+
+
+@contextmanager
+def events(folder: Path | None, history: Sequence[dict[str, Any]]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds the record of an epoch to TensorBoard's event files in `folder`, or does nothing for None.
+
+    What is there already of epochs that are not in `history` is not shown any more.
+    """
+    if folder is None:
+        yield lambda record: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=len(history) + 1) as writer:
+
+        def write(record: dict[str, Any]) -> None:
+            for name, value in record.items():
+                part, _, quantity = name.partition("_")
+                if part in ("train", "test"):
+                    writer.add_scalar(f"{quantity}/{part}", value, record["epoch"])
+                elif name != "epoch":
+                    writer.add_scalar(name, value, record["epoch"])
+            writer.flush()
+
+        yield write
 
 
 def learning_curve(metrics: dict[str, Any]) -> bytes:
@@ -143,3 +173,43 @@ def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def confusion(counts: Tensor, classes: Sequence[str]) -> bytes:
+    """A PNG of a confusion matrix, the true class a row; the shade is the part of the row, so that rare classes show.
+
+    Up to 30 classes are named and their counts written.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    parts = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
+    detailed = len(classes) <= MOST_NAMED
+    side = 2.2 + (0.42 * len(classes) if detailed else 7)
+    figure = _figure(side + 0.8, side)
+    axes = figure.subplots()
+    image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    if detailed:
+        rotated = max(map(len, classes)) > 3
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if rotated else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for row, values in enumerate(counts.tolist()):
+            for column, value in enumerate(values):
+                if value:
+                    color = "white" if parts[row, column] > 0.5 else "black"
+                    axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=color)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    right = int(counts.trace())
+    axes.set_title(f"{right:,} of {int(counts.sum()):,} right: {right / max(1, int(counts.sum())):.2%}", fontsize=10)
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1), shrink=0.8, label="of the true class")
+    return _png(figure)
+
+
+def _short(count: int) -> str:
+    """In at most four characters: 950, 12k, 3.4M."""
+    for limit, unit in ((1e6, "M"), (1e4, "k")):
+        if count >= limit:
+            value = count / {"M": 1e6, "k": 1e3}[unit]
+            return f"{value:.0f}{unit}" if value >= 10 else f"{value:.1f}{unit}"
+    return str(count)

@@ -1,58 +1,16 @@
-// Where the windows of a pooling lie: one axis at a time, for fixed and for adaptive windows. I is the integer for coordinates:
-// int32_t wherever a plane allows it, since a GPU divides 64-bit integers slowly.
+// A pooling problem as the kernels see it.
 #pragma once
 
 #include "../problem.h"
+#include "../windows.h"
 #include "device.cuh"
 
 namespace fastconv::FASTCONV_BACKEND {
 
-// The positions of one window inside the input, along one axis: first, first + step, …, `count` of them.
 template <class I>
-struct Span {
-  I first, count, step;
-  I tap;      // position of `first` inside the window: the taps before it lie in the padding
-  I divisor;  // what this axis contributes to the divisor of an average
-};
-
+using Span = WindowSpan<I>;
 template <class I>
-struct Axis {
-  I in, out;
-  I kernel, stride, before, after, dilation;
-  bool adaptive, count_pad;
-
-  FASTCONV_DEVICE I start(I i) const { return adaptive ? i * in / out : i * stride - before; }
-
-  FASTCONV_DEVICE Span<I> window(I i) const {
-    if (adaptive) {
-      const I first = start(i), count = ((i + 1) * in + out - 1) / out - first;
-      return {first, count, 1, 0, count};
-    }
-    const I begin = start(i), tap = begin < 0 ? (-begin - 1) / dilation + 1 : 0, first = begin + tap * dilation;
-    const I reach = first < in ? (in - first - 1) / dilation + 1 : 0;
-    const I count = tap >= kernel ? 0 : kernel - tap < reach ? kernel - tap : reach;
-    const I end = begin + kernel < in + after ? begin + kernel : in + after;
-    return {first, count, dilation, tap, count_pad ? end - begin : count};
-  }
-
-  // The windows that may contain position x are begin..end; with dilation, those whose tap() there is not negative do.
-  FASTCONV_DEVICE I covering_begin(I x) const {
-    if (adaptive) return x * out / in;
-    const I reach = (kernel - 1) * dilation, at = x + before;
-    return at <= reach ? 0 : (at - reach - 1) / stride + 1;
-  }
-  FASTCONV_DEVICE I covering_end(I x) const {
-    if (adaptive) return ((x + 1) * out + in - 1) / in;
-    const I end = (x + before) / stride + 1;
-    return end < out ? end : out;
-  }
-
-  // Which position of window i lies at x, for a covering i: -1 if x falls between two.
-  FASTCONV_DEVICE I tap(I i, I x) const {
-    const I offset = x - start(i);
-    return adaptive || dilation == 1 ? offset : offset % dilation ? -1 : offset / dilation;
-  }
-};
+using Axis = WindowAxis<I>;
 
 // Everything a pooling kernel needs of the problem.
 template <class I>

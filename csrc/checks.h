@@ -87,6 +87,11 @@ inline void validate(const ConvProblem& p) {
   bytes("weight", p.dtype, {p.k, p.c / p.groups, p.r, p.s});
 }
 
+// The CPU's kernels do not know the activation.
+inline void without_relu(const ConvProblem& p) {
+  if (p.relu) fail("relu: expected false on the CPU, whose kernels have no activation");
+}
+
 inline void pool_axis(const char* axis, int64_t in, int64_t kernel, int64_t out, int64_t stride, int64_t before, int64_t after,
                       int64_t dilation) {
   const std::string of = std::string(" of the ") + axis;

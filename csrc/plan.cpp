@@ -57,6 +57,7 @@ Choices applicable(const ConvProblem& problem, Primitive primitive, const cpu::C
 }
 
 Choices applicable(const ConvProblem& problem, Primitive primitive) {
+  checks::without_relu(problem);
   return applicable(computed(problem), primitive, cpu::kernels().conv, cpu::kernels().conv_count);
 }
 

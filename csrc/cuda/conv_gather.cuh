@@ -111,7 +111,7 @@ struct Position {
 FASTCONV_DEVICE Position position_of(const Gather& g, int64_t index) {
   if (index >= g.positions()) return {-1, 0, 0};
   const int plane = g.rows.grid * g.columns.grid;
-  const int64_t n = index / plane;
+  const int64_t n = index < INT32_MAX ? int(index) / plane : index / plane;  // 64 bits are divided slowly
   const int within = int(index - n * plane);
   return {n, within / g.columns.grid, within % g.columns.grid};
 }
@@ -126,6 +126,51 @@ FASTCONV_DEVICE int64_t input_of(const Gather& g, const Position& at, int tap_ro
 FASTCONV_DEVICE int64_t output_of(const Gather& g, const Position& at) {
   return at.image * g.out.n + int64_t(at.row * g.rows.spread + g.rows.offset) * g.out.h +
          int64_t(at.column * g.columns.spread + g.columns.offset) * g.out.w;
+}
+
+// ---- walking without divisions ----
+
+// The way over taps and, inside a tap, chunks of `depth` input channels.
+struct TapWalk {
+  int channel = 0, row = 0, column = 0;  // the first channel of the chunk, and the tap
+
+  // To the next chunk. True if it is another tap's.
+  FASTCONV_DEVICE bool next(const Gather& g, int channels, int depth) {
+    channel += depth;
+    if (channel < channels) return false;
+    channel = 0;
+    if (++column == g.columns.taps) {
+      column = 0;
+      ++row;
+    }
+    return true;
+  }
+  // Number of the tap among the packed weights.
+  FASTCONV_DEVICE int tap(const Gather& g) const {
+    return (g.rows.first + row * g.rows.every) * g.kernel_columns + g.columns.first + column * g.columns.every;
+  }
+};
+
+// A number of positions, to be added to a position.
+struct PositionStep {
+  int images, rows, columns;
+};
+FASTCONV_DEVICE PositionStep step_of(const Gather& g, int positions) {
+  const int plane = g.rows.grid * g.columns.grid, within = positions % plane;
+  return {positions / plane, within / g.columns.grid, within % g.columns.grid};
+}
+FASTCONV_DEVICE void advance(const Gather& g, const PositionStep& step, Position& at) {
+  at.column += step.columns;
+  at.row += step.rows;
+  at.image += step.images;
+  if (at.column >= g.columns.grid) {
+    at.column -= g.columns.grid;
+    ++at.row;
+  }
+  if (at.row >= g.rows.grid) {
+    at.row -= g.rows.grid;
+    ++at.image;
+  }
 }
 
 // ---- weights, packed as [group][tap][in channel][out channel, padded with zeros] ----

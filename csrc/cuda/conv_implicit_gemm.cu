@@ -41,6 +41,7 @@ struct Traits : Tiles<T> {
 
   static_assert(threads == 256);
   static_assert(threads % Base::rows == 0 && threads % Base::columns == 0 && threads % Base::depth == 0);
+  static_assert(Base::rows % (threads / Base::depth) == 0 && Base::columns % (threads / Base::depth) == 0);
   static_assert(Base::thread_rows % pack == 0 && Base::thread_columns % pack == 0);
   static_assert(shared_bytes <= 48 << 10);
 };
@@ -85,8 +86,7 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
   const int tid = int(threadIdx.x);
   const int column_tiles = (g.out_channels + X::columns - 1) / X::columns;
   const int64_t tiles = row_tiles * column_tiles * g.groups;
-  const int chunks = (g.in_channels + X::depth - 1) / X::depth;
-  const int64_t steps = int64_t(g.rows.taps) * g.columns.taps * chunks;
+  const int64_t steps = int64_t(g.rows.taps) * g.columns.taps * ((g.in_channels + X::depth - 1) / X::depth);
 
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int column0 = int(tile % column_tiles) * X::columns;
@@ -98,31 +98,33 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
     for (int i = 0; i < own; ++i)
       at[i] = position_of(g, row0 + (last ? tid / X::depth + i * (X::threads / X::depth) : tid % X::rows));
 
-    const auto load = [&](int64_t step, T* a, T* b) {
-      const int chunk = int(step % chunks), tap_column = int(step / chunks % g.columns.taps),
-                tap_row = int(step / chunks / g.columns.taps);
-      int64_t from[own];
+    TapWalk walk;
+    int64_t from[own];
+    const auto aim = [&] {
 #pragma unroll
-      for (int i = 0; i < own; ++i) from[i] = input_of(g, at[i], tap_row, tap_column);
+      for (int i = 0; i < own; ++i) from[i] = input_of(g, at[i], walk.row, walk.column);
+    };
+    aim();
+    const auto load = [&](T* a, T* b) {
 #pragma unroll
       for (int i = 0; i < loads; ++i) {
         const int k = last ? tid % X::depth : tid / X::rows + i * (X::threads / X::rows);
         const int row = last ? tid / X::depth + i * (X::threads / X::depth) : tid % X::rows;
-        const int channel = chunk * X::depth + k;
+        const int channel = walk.channel + k;
         const int64_t pixel = from[last ? i : 0];
         const bool inside = pixel >= 0 && channel < g.in_channels;
         copy_async<sizeof(T)>(a + k * X::pitch_rows + row, inside ? x + pixel + (group * g.in_channels + channel) * g.in.c : x,
                               inside ? int(sizeof(T)) : 0);
       }
-      const int tap =
-          (g.rows.first + tap_row * g.rows.every) * g.kernel_columns + g.columns.first + tap_column * g.columns.every;
-      const T* panel = weights + (int64_t(group) * g.taps + tap) * g.in_channels * g.out_padded;
+      const T* panel = weights + (int64_t(group) * g.taps + walk.tap(g)) * g.in_channels * g.out_padded;
+#pragma unroll
       for (int i = tid * X::pack; i < X::depth * X::columns; i += X::threads * X::pack) {
-        const int k = i / X::columns, column = i % X::columns, channel = chunk * X::depth + k;
+        const int k = i / X::columns, column = i % X::columns, channel = walk.channel + k;
         const bool inside = channel < g.in_channels && column0 + column < g.out_padded;
         copy_async<16>(b + k * X::pitch_columns + column,
                        inside ? panel + int64_t(channel) * g.out_padded + column0 + column : weights, inside ? 16 : 0);
       }
+      if (walk.next(g, g.in_channels, X::depth)) aim();
     };
 
     T acc[X::thread_rows][X::thread_columns] = {};
@@ -162,25 +164,28 @@ __global__ void __launch_bounds__(Traits<T>::threads, 2)
     const int64_t begin = slice * slices.length, all = g.positions();
     const int64_t end = begin + slices.length < all ? begin + slices.length : all;
 
-    // Copies a chunk of one operand: `depth` pixels x `width` channels, threads along the axis that is contiguous in memory.
-    const auto copy = [&](T* target, int pitch, int width, const T* source, int channel0, int channels, int64_t channel_step,
-                          int64_t first, const auto& pixel_offset) {
+    // A thread copies channels of one pixel of a chunk: neighbouring threads along the axis that is contiguous in memory.
+    constexpr int spread = X::threads / X::depth;  // channels copied at a time
+    const int k = last ? tid / spread : tid % X::depth, own_channel = last ? tid % spread : tid / X::depth;
+    const auto copy = [&](T* target, int width, const T* source, int channel0, int channels, int64_t channel_step,
+                          int64_t pixel) {
 #pragma unroll
-      for (int i = tid; i < X::depth * width; i += X::threads) {
-        const int k = last ? i / width : i % X::depth, channel = last ? i % width : i / X::depth;
-        const int64_t pixel = first + k < end ? pixel_offset(position_of(g, first + k)) : -1;
+      for (int channel = own_channel; channel < width; channel += spread) {
         const bool inside = pixel >= 0 && channel0 + channel < channels;
-        copy_async<sizeof(T)>(target + k * pitch + channel,
+        copy_async<sizeof(T)>(target + channel,
                               inside ? source + pixel + (group * channels + channel0 + channel) * channel_step : source,
                               inside ? int(sizeof(T)) : 0);
       }
     };
-    const auto load = [&](int64_t step, T* a, T* b) {
-      const int64_t first = begin + step * X::depth;
-      copy(a, X::pitch_rows, X::rows, gy, row0, g.out_channels, g.out.c, first,
-           [&](const Position& at) { return output_of(g, at); });
-      copy(b, X::pitch_columns, X::columns, x, column0, g.in_channels, g.in.c, first,
-           [&](const Position& at) { return input_of(g, at, tap / g.kernel_columns, tap % g.kernel_columns); });
+    const PositionStep stride = step_of(g, X::depth);
+    int64_t left = end - begin - k;  // pixels of the slice from this thread's on
+    Position at = position_of(g, begin + k);
+    const auto load = [&](T* a, T* b) {
+      copy(a + k * X::pitch_rows, X::rows, gy, row0, g.out_channels, g.out.c, left > 0 ? output_of(g, at) : -1);
+      copy(b + k * X::pitch_columns, X::columns, x, column0, g.in_channels, g.in.c,
+           left > 0 ? input_of(g, at, tap / g.kernel_columns, tap % g.kernel_columns) : -1);
+      left -= X::depth;
+      advance(g, stride, at);
     };
 
     T acc[X::thread_rows][X::thread_columns] = {};

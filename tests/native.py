@@ -1,4 +1,4 @@
-"""Runs a case through a convolution of `fastconv._C`: any primitive, algorithm, dtype, layout and number of threads.
+"""Runs a case through a native convolution of the backend: any primitive, algorithm, dtype, layout, number of threads.
 
 Outputs and workspace are filled with NaN beforehand, and all tensors lie between guard bytes that must survive; under
 AddressSanitizer they are allocated to the byte instead, so that it sees every access beyond them.
@@ -10,7 +10,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
+import backends
 import torch
 from cases import Conv
 from oracle import conv_size
@@ -38,7 +40,7 @@ class Buffer:
     ) -> None:
         guard = 0 if SANITIZED else WORKSPACE_GUARD if dtype is torch.uint8 else GUARD
         size = torch.Size(shape).numel() * dtype.itemsize
-        self._bytes = torch.full((guard + size + guard,), 255, dtype=torch.uint8)
+        self._bytes = backends.place(torch.full((guard + size + guard,), 255, dtype=torch.uint8))
         self._inside = slice(guard, guard + size)
         flat = self._bytes[self._inside].view(dtype)
         if memory_format is torch.channels_last:
@@ -77,12 +79,13 @@ def problem_of(
     problem.p = conv_size(case.h, case.r, case.stride[0], case.padding[0], case.dilation[0])
     problem.q = conv_size(case.w, case.s, case.stride[1], case.padding[1], case.dilation[1])
     problem.dtype, problem.layout, problem.weight_layout = DTYPES[dtype], LAYOUTS[layout], LAYOUTS[weight_layout]
+    problem.allow_tf32 = backends.current != "cpu" and layout is torch.channels_last  # on a GPU both ways are tested
     return problem
 
 
-def plan(case: Conv, primitive: str, layout: torch.memory_format, threads: int = 1) -> _C.ConvPlan:
+def plan(case: Conv, primitive: str, layout: torch.memory_format, threads: int = 1) -> Any:
     """The plan's own choice."""
-    return _C.ConvPlan(problem_of(case, layout=layout), primitive, threads)
+    return backends.native().ConvPlan(problem_of(case, layout=layout), primitive, threads)
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,16 @@ def configurations(
 ) -> list[Config]:
     """Every applicable algorithm in every dtype and layout, with and without a bias; `counts` of threads if given.
 
-    float32 in all combinations; the other types share its code beyond the first and last step, so fewer do for them."""
+    float32 in all combinations; the other types share its code beyond the first and last step, so fewer do for them.
+    GPUs have no threads; with one number of them or another, a call is the same."""
+    if backends.current != "cpu":
+        counts = counts[-1:] or (2,)
     found = []
     for dtype, layout, weight_layout in product(dtypes, LAYOUTS, LAYOUTS):
         if dtype is not torch.float32 and layout is not weight_layout:
             continue
         problem = problem_of(case, dtype, layout, weight_layout)
-        for algorithm in _C.conv_algorithms(problem, primitive):
+        for algorithm in backends.native().conv_algorithms(problem, primitive):
             for threads in counts or ((1, 3) if dtype is torch.float32 else (2,)):
                 bias = threads != 1
                 found.append(Config(primitive, algorithm, dtype, layout, weight_layout, threads, bias))
@@ -123,7 +129,7 @@ def run_conv(case: Conv, config: Config, *operands: torch.Tensor) -> tuple[torch
     """(y,) from (x, w, b), (gx,) from (gy, w, b), or (gw, gb) from (gy, x), in the configuration's dtype."""
     dtype, layout, weight_layout = config.dtype, config.layout, config.weight_layout
     problem = problem_of(case, dtype, layout, weight_layout)
-    plan = _C.ConvPlan(problem, config.primitive, config.threads, config.algorithm)
+    plan = backends.native().ConvPlan(problem, config.primitive, config.threads, config.algorithm)
     assert plan.algorithm == config.algorithm
     weight_shape = (case.k, case.c // case.groups, case.r, case.s)
     flat = torch.contiguous_format
@@ -150,4 +156,4 @@ def run_conv(case: Conv, config: Config, *operands: torch.Tensor) -> tuple[torch
     getattr(plan, config.primitive)(*addresses, workspace.address)
     for buffer in (*inputs, *outputs, workspace):
         assert buffer.guards_intact(), f"wrote outside a tensor: {config}"
-    return tuple(b.tensor for b in outputs)
+    return tuple(b.tensor.cpu() for b in outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import backends
 import cases
 import native
 import numpy as np
@@ -23,14 +24,20 @@ class Operator:
     shape: tuple[int, ...]
     function: Callable[..., torch.Tensor]
     parameters: tuple[tuple[int, ...], ...] = ()
+    small: bool = False
+
+    @property
+    def simulated_cost(self) -> float:
+        """As a part of what the simulation is given to do (backends.py)."""
+        return 0 if self.small else 2
 
     def __str__(self) -> str:
         return self.name
 
 
-def conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **options) -> Operator:
+def conv(name: str, x: tuple[int, ...], w: tuple[int, ...], small: bool = False, **options) -> Operator:
     function = F.conv1d if len(w) == 3 else F.conv2d
-    return Operator(name, x, lambda x, w, b: function(x, w, b, **options), (w, w[:1]))
+    return Operator(name, x, lambda x, w, b: function(x, w, b, **options), (w, w[:1]), small)
 
 
 def conv_transpose(name: str, x: tuple[int, ...], w: tuple[int, ...], groups: int = 1, **options) -> Operator:
@@ -67,19 +74,29 @@ OPERATORS = [
     Operator("adaptive_avg_pool_global", (5, 64, 31, 29), lambda x: F.adaptive_avg_pool2d(x, 1)),
     Operator("adaptive_max_pool", (5, 64, 31, 29), lambda x: F.adaptive_max_pool2d(x, (6, 5))),
     Operator("local_response_norm", (5, 64, 21, 19), lambda x: F.local_response_norm(x, 5, 0.1)),
+    conv("small_conv", (3, 9, 5, 6), (10, 9, 3, 3), small=True, padding=1),
+    conv("small_conv_strided", (3, 8, 7, 6), (12, 4, 3, 2), small=True, stride=2, groups=2),
+    Operator("small_max_pool", (3, 8, 9, 8), lambda x: F.max_pool2d(x, 3, 2, 1), small=True),
+    Operator("small_avg_pool", (3, 8, 9, 8), lambda x: F.avg_pool2d(x, 3, 2, 1), small=True),
+    Operator("small_adaptive_avg_pool", (3, 8, 9, 8), lambda x: F.adaptive_avg_pool2d(x, (4, 3)), small=True),
+    Operator("small_local_response_norm", (3, 20, 5, 4), lambda x: F.local_response_norm(x, 5, 0.1), small=True),
 ]
+
+
+def placed(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    return backends.place(torch.from_numpy(normal(*shape, seed=seed)).to(dtype))
 
 
 def operands(operator: Operator, dtype: torch.dtype, arrange) -> list[torch.Tensor]:
     shapes = (operator.shape, *operator.parameters)
-    values = [torch.from_numpy(normal(*shape, seed=i)).to(dtype) for i, shape in enumerate(shapes)]
+    values = [placed(shape, dtype, seed=i) for i, shape in enumerate(shapes)]
     return [arrange(values[0]).requires_grad_(), *(v.requires_grad_() for v in values[1:])]
 
 
 def run(operator: Operator, leaves: list[torch.Tensor], arrange) -> list[torch.Tensor]:
     """The output and all gradients."""
     y = operator.function(*leaves)
-    gy = torch.from_numpy(normal(*y.shape, seed=9)).to(y.dtype)
+    gy = placed(tuple(y.shape), y.dtype, seed=9)
     return [y.detach(), *torch.autograd.grad(y, leaves, arrange(gy))]
 
 
@@ -91,6 +108,7 @@ def assert_same_bits(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
 LAYOUTS = pytest.mark.parametrize("arrange", [contiguous, channels_last])
 
 
+@pytest.mark.backends
 @LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
@@ -104,6 +122,7 @@ def test_threads_and_runs(operator: Operator, dtype: torch.dtype, arrange) -> No
         assert_same_bits(run(operator, leaves, arrange), want)
 
 
+@pytest.mark.backends
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
@@ -113,7 +132,7 @@ def test_sample_alone_or_in_a_batch(operator: Operator, dtype: torch.dtype, arra
     for i in range(operator.shape[0]):
         alone = leaves[0].detach()[i : i + 1].requires_grad_()
         y = operator.function(alone, *leaves[1:])
-        gy = torch.from_numpy(normal(*batch[0].shape, seed=9)).to(dtype)[i : i + 1]
+        gy = placed(tuple(batch[0].shape), dtype, seed=9)[i : i + 1]
         gx = torch.autograd.grad(y, alone, arrange(gy))[0]
         assert_same_bits([y.detach(), gx], [batch[0][i : i + 1], batch[1][i : i + 1]])
 

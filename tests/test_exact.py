@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import backends
 import cases
 import native
 import numpy as np
@@ -52,6 +53,7 @@ def conv_oracle(case: cases.Conv, primitive: str, *operands: np.ndarray) -> tupl
     return oracle.conv_weight_gradient(first, second, (case.r, case.s), *options)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("primitive", native.PRIMITIVES)
 @pytest.mark.parametrize("case", cases.CONV, ids=str)
 def test_conv_algorithms(case: cases.Conv, primitive: str) -> None:
@@ -70,14 +72,18 @@ def test_conv_algorithms(case: cases.Conv, primitive: str) -> None:
 
 
 def same_bits(result: torch.Tensor, want: np.ndarray, what: str = "") -> None:
-    expected = torch.from_numpy(want).to(result.dtype)
+    result, expected = result.cpu(), torch.from_numpy(want).to(result.dtype)
     both_nan = result.isnan() & expected.isnan()
     assert result.shape == expected.shape
     assert bool(((result == expected) | both_nan).all()), f"{what}: {mismatch(result.detach(), expected)}"
 
 
 def leaf(values: np.ndarray, dtype: torch.dtype, arrange=ARRANGEMENTS[0]) -> torch.Tensor:
-    return arrange(torch.from_numpy(values).to(dtype)).requires_grad_()
+    return placed(values, dtype, arrange).requires_grad_()
+
+
+def placed(values: np.ndarray, dtype: torch.dtype, arrange=ARRANGEMENTS[0]) -> torch.Tensor:
+    return arrange(backends.place(torch.from_numpy(values).to(dtype)))
 
 
 def lines(values: np.ndarray) -> np.ndarray:
@@ -86,6 +92,7 @@ def lines(values: np.ndarray) -> np.ndarray:
     return values[:, :, 0]
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
 @pytest.mark.parametrize("case", [case for case in cases.CONV if case.n > 1 or "work" in case.name], ids=str)
@@ -108,11 +115,12 @@ def test_conv(case: cases.Conv, arrange, dtype: torch.dtype) -> None:
     )
     got = (F.conv1d if one_dimension else F.conv2d)(*options)
     same_bits(got, y, "output")
-    gradients = torch.autograd.grad(got, leaves, arrange(torch.from_numpy(gy).to(dtype)))
+    gradients = torch.autograd.grad(got, leaves, placed(gy, dtype, arrange))
     for name, result, want in zip("xwb", gradients, (gx, gw, gb), strict=True):
         same_bits(result, want, f"gradient of {name}")
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
 @pytest.mark.parametrize("case", cases.TRANSPOSED, ids=str)
@@ -138,7 +146,7 @@ def test_conv_transpose(case: cases.Transposed, arrange, dtype: torch.dtype) -> 
     for algorithm in algorithms(name, *leaves, *options)["input_gradient"]:
         with force_algorithm(input_gradient=algorithm):
             same_bits(function(*leaves, *options), y, algorithm)
-    gradients = torch.autograd.grad(function(*leaves, *options), leaves, arrange(torch.from_numpy(gy).to(dtype)))
+    gradients = torch.autograd.grad(function(*leaves, *options), leaves, placed(gy, dtype, arrange))
     for which, result, want in zip("xwb", gradients, (gx, gw, gb), strict=True):
         same_bits(result, want, f"gradient of {which}")
 
@@ -153,6 +161,7 @@ def with_special_values(x: np.ndarray) -> np.ndarray:
     return x
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
@@ -168,7 +177,7 @@ def test_max_pool(case: cases.Pool, arrange, dtype: torch.dtype, threads: int) -
         gy = integers(*y.shape, seed=3)
         gx = oracle.max_pool_backward(gy, index, x.shape[2:])
         input = leaf(x, dtype, arrange)
-        gradient = arrange(torch.from_numpy(gy).to(dtype))
+        gradient = placed(gy, dtype, arrange)
         got, got_index = F.max_pool2d(input, *options, return_indices=True)
         same_bits(got, y, "with indices")
         same_bits(got_index, index, "indices")
@@ -179,6 +188,7 @@ def test_max_pool(case: cases.Pool, arrange, dtype: torch.dtype, threads: int) -
         same_bits(F.max_pool2d(input.detach(), *options), y, "without gradient")
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
@@ -195,10 +205,11 @@ def test_avg_pool(case: cases.Pool, arrange, dtype: torch.dtype, threads: int) -
         input = leaf(x, dtype, arrange)
         got = F.avg_pool2d(input, *options, case.ceil_mode, count_include_pad, divisor)
         same_bits(got, y, "output")
-        gradient = arrange(torch.from_numpy(gy).to(dtype))
+        gradient = placed(gy, dtype, arrange)
         same_bits(torch.autograd.grad(got, input, gradient)[0], gx, "gradient")
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arrange", ARRANGEMENTS)
@@ -213,7 +224,7 @@ def test_adaptive_max_pool(case: cases.Adaptive, arrange, dtype: torch.dtype, th
     same_bits(got, y, "output")
     same_bits(got_index, index, "indices")
     gx = oracle.max_pool_backward(gy, index, x.shape[2:])
-    same_bits(torch.autograd.grad(got, input, arrange(torch.from_numpy(gy).to(dtype)))[0], gx, "gradient")
+    same_bits(torch.autograd.grad(got, input, placed(gy, dtype, arrange))[0], gx, "gradient")
 
 
 def test_instruction_set_is_the_one_asked_for() -> None:
@@ -225,7 +236,7 @@ def test_instruction_set_is_the_one_asked_for() -> None:
 @pytest.mark.parametrize("isa", [isa for isa in _C.available_isas() if isa != _C.isa()])
 def test_other_instruction_sets(isa: str) -> None:
     """The instruction set is chosen at import: run this file again in another process."""
-    environment = {**os.environ, "FASTCONV_ISA": isa}
+    environment = {**os.environ, "FASTCONV_ISA": isa, "FASTCONV_BACKENDS": "cpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", Path(__file__).name]
     # In this folder, so that what is installed is imported and not the sources in the root.
     here = Path(__file__).parent

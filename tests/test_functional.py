@@ -2,6 +2,7 @@
 
 import itertools
 
+import backends
 import pytest
 import torch
 import torch.nn.functional as reference
@@ -35,7 +36,7 @@ def identifier(value):
 
 def integers(*shape, dtype=torch.float32):
     """Small integers: every sum is exact, so results must be equal, whatever the order of summation."""
-    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    return backends.place(torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype))
 
 
 def compare(name, tensors, *args, exact=True, **kwargs):
@@ -45,7 +46,7 @@ def compare(name, tensors, *args, exact=True, **kwargs):
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         out = getattr(module, name)(*leaves, *args, **kwargs)
         first = out[0] if isinstance(out, tuple) else out
-        weights = (torch.arange(first.numel()) % 5 - 2).reshape(first.shape).to(first.dtype)
+        weights = (torch.arange(first.numel()) % 5 - 2).reshape(first.shape).to(first)
         gradients = torch.autograd.grad(first, [leaf for leaf in leaves if leaf is not None], weights)
         results.append((out, gradients, first.stride()))
     tolerance = {"rtol": 0, "atol": 0} if exact else {}
@@ -54,6 +55,7 @@ def compare(name, tensors, *args, exact=True, **kwargs):
     return results
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("parameters", CONV2D, ids=identifier)
 def test_conv2d(parameters, layout):
@@ -63,6 +65,7 @@ def test_conv2d(parameters, layout):
     assert ours[2] == theirs[2]  # strides
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("parameters", CONV_TRANSPOSE2D, ids=identifier)
 def test_conv_transpose2d(parameters, layout):
@@ -72,6 +75,7 @@ def test_conv_transpose2d(parameters, layout):
     assert ours[2] == theirs[2]
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"])
 def test_convolution_dtypes(name, dtype):
@@ -83,6 +87,7 @@ def test_convolution_dtypes(name, dtype):
     assert_close(ours, getattr(reference, name)(*(t.double() for t in tensors), padding=1).to(dtype), rtol=0, atol=0)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("padding", [0, (2,), "same", "valid"])
 def test_conv1d(padding, groups):
@@ -91,12 +96,14 @@ def test_conv1d(padding, groups):
     compare("conv1d", (x[0], w, None), padding=padding, groups=groups)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(("stride", "extra", "dilation"), [(1, 0, 1), (2, 1, 1), (3, 2, 2), (1, 2, 3)])
 def test_conv_transpose1d(stride, extra, dilation):
     tensors = integers(2, 4, 5), integers(4, 3, 3), integers(3)
     compare("conv_transpose1d", tensors, stride=stride, padding=1, output_padding=extra, dilation=dilation)
 
 
+@pytest.mark.backends
 def test_padding_per_side_equals_explicit_padding():
     x, w = integers(2, 3, 5, 6), integers(4, 3, 3, 2)
     expected = reference.conv2d(reference.pad(x, (3, 0, 1, 2)), w, stride=2)
@@ -106,6 +113,7 @@ def test_padding_per_side_equals_explicit_padding():
     assert torch.equal(functional.conv1d(x, w, padding=((3, 0),)), expected)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("parameters", POOL2D, ids=identifier)
 def test_pooling_2d(parameters, layout):
@@ -119,6 +127,7 @@ def test_pooling_2d(parameters, layout):
         assert ours[2] == theirs[2]
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("size", [(3, 2), 5, (None, 1), (9, 9)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_adaptive_pooling_2d(size, layout):
@@ -128,6 +137,7 @@ def test_adaptive_pooling_2d(size, layout):
     compare("adaptive_max_pool2d", (x[0],), size, return_indices=True)
 
 
+@pytest.mark.backends
 def test_pooling_1d():
     x = integers(2, 3, 9, dtype=torch.float64)
     for ceil, padding in itertools.product((False, True), (0, 1)):
@@ -137,18 +147,21 @@ def test_pooling_1d():
     compare("adaptive_max_pool1d", (x,), 4, return_indices=True)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("shape", [(2, 5, 7), (2, 5, 3, 4), (2, 3, 2, 3, 2)])
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
 def test_local_response_norm(shape, size):
     compare("local_response_norm", (integers(*shape, dtype=torch.float64),), size, 0.5, 0.7, 2.0, exact=False)
 
 
+@pytest.mark.backends
 def test_max_pooling_propagates_nan():
     x = integers(1, 1, 4, 4)
     x[0, 0, 1, 2] = torch.nan
     assert_close(functional.max_pool2d(x, 2), reference.max_pool2d(x, 2), equal_nan=True)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("make", [lambda t: t.transpose(2, 3), lambda t: t.flip(0)[:, ::2], lambda t: t[..., ::2]])
 def test_any_strides(make):
     x = make(integers(2, 4, 6, 6))
@@ -159,11 +172,13 @@ def test_any_strides(make):
     compare("local_response_norm", (x,), 3, exact=False)
 
 
+@pytest.mark.backends
 def test_overlapping_input():
     x = integers(6).as_strided((1, 2, 3, 3), (0, 0, 1, 1))
     assert torch.equal(functional.conv2d(x, integers(2, 2, 2, 2)), reference.conv2d(x, integers(2, 2, 2, 2)))
 
 
+@pytest.mark.backends
 def test_negated_view():
     x = torch._neg_view(integers(1, 2, 5, 5))
     w = integers(3, 2, 3, 3)
@@ -171,8 +186,9 @@ def test_negated_view():
     assert torch.equal(functional.max_pool2d(x, 2), reference.max_pool2d(x, 2))
 
 
+@pytest.mark.backends
 def test_empty_batches_and_channels():
-    x, w, b = torch.ones(0, 4, 6, 7), integers(8, 4, 3, 3), integers(8)
+    x, w, b = integers(0, 4, 6, 7), integers(8, 4, 3, 3), integers(8)
     compare("conv2d", (x, w, b))
     compare("conv_transpose2d", (x, integers(4, 8, 3, 3), b))
     for name, args in (
@@ -183,12 +199,13 @@ def test_empty_batches_and_channels():
     ):
         compare(name, (x,), *args)
     # No input channels: the bias alone (torch returns a tensor of the wrong shape).
-    y = functional.conv2d(torch.ones(2, 0, 6, 7), torch.ones(8, 0, 3, 3), b)
+    y = functional.conv2d(integers(2, 0, 6, 7), integers(8, 0, 3, 3), b)
     assert torch.equal(y, b.reshape(1, 8, 1, 1).expand(2, 8, 4, 5))
-    empty = torch.ones(2, 0, 6, 7)
+    empty = integers(2, 0, 6, 7)
     assert functional.adaptive_avg_pool2d(empty, 2).shape == (2, 0, 2, 2)
 
 
+@pytest.mark.backends
 def test_double_backward_matches_torch():
     for layout in LAYOUTS:
         seconds = []

@@ -6,6 +6,7 @@ is twice torch's own error in the same type.
 
 from __future__ import annotations
 
+import backends
 import cases
 import numpy as np
 import oracle
@@ -17,6 +18,7 @@ from tensors import channels_last, contiguous, normal
 from fastconv import algorithms, force_algorithm
 from fastconv import functional as F
 
+pytestmark = pytest.mark.backends
 EXACT_TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 HALF_TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 LAYOUTS = pytest.mark.parametrize("arrange", [contiguous, channels_last])
@@ -28,7 +30,7 @@ def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def within(result: torch.Tensor, want: np.ndarray, bound: np.ndarray) -> None:
-    error = np.abs(result.detach().double().numpy() - want)
+    error = np.abs(result.detach().double().cpu().numpy() - want)
     assert np.isfinite(error).all()
     excess = error - bound
     assert (excess <= 0).all(), f"error {error.flat[excess.argmax()]} beyond {bound.flat[excess.argmax()]}"
@@ -49,11 +51,12 @@ def conv_operands(case: cases.Conv, dtype: torch.dtype) -> tuple[np.ndarray, ...
     return rounded(x, dtype), rounded(w, dtype), rounded(normal(case.k, seed=3), dtype)
 
 
+def placed(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return backends.place(torch.from_numpy(values.copy()).to(dtype))
+
+
 def leaves_of(operands, dtype: torch.dtype, arrange) -> list[torch.Tensor]:
-    return [
-        (arrange(t) if t.dim() > 1 else t).requires_grad_()
-        for t in (torch.from_numpy(a.copy()).to(dtype) for a in operands)
-    ]
+    return [(arrange(t) if t.dim() > 1 else t).requires_grad_() for t in (placed(a, dtype) for a in operands)]
 
 
 @EXACT_TYPES
@@ -74,7 +77,7 @@ def test_conv(case: cases.Conv, dtype: torch.dtype, arrange) -> None:
     counts = [case.k // case.groups * case.r * case.s, positions, positions]
 
     leaves = leaves_of((x, w, b), dtype, arrange)
-    gradient = arrange(torch.from_numpy(gy).to(dtype))
+    gradient = arrange(placed(gy, dtype))
     names = algorithms("conv2d", *leaves, *options)
     for i in range(max(map(len, names.values()))):
         forced = {primitive: choices[min(i, len(choices) - 1)] for primitive, choices in names.items()}
@@ -96,7 +99,7 @@ def test_conv_half(case: cases.Conv, dtype: torch.dtype, arrange) -> None:
     gx = oracle.conv_input_gradient(gy, w, (case.h, case.w), case.stride, case.padding, case.dilation, case.groups)
     gw, gb = oracle.conv_weight_gradient(gy, x, (case.r, case.s), case.stride, case.padding, case.dilation, case.groups)
     leaves = leaves_of((x, w, b), dtype, arrange)
-    gradient = arrange(torch.from_numpy(gy).to(dtype))
+    gradient = arrange(placed(gy, dtype))
     y = conv2d(case, *leaves)
     ours = (y, *torch.autograd.grad(y, leaves, gradient))
     padded = reference.pad(leaves[0], (*case.padding[1], *case.padding[0]))
@@ -108,7 +111,7 @@ def test_conv_half(case: cases.Conv, dtype: torch.dtype, arrange) -> None:
 
 def no_worse_than_twice(ours: torch.Tensor, torchs: torch.Tensor, want: np.ndarray) -> None:
     """The greatest error, which one rounding of the greatest value excuses where torch was lucky."""
-    error, other = (np.abs(t.detach().double().numpy() - want).max() for t in (ours, torchs))
+    error, other = (np.abs(t.detach().double().cpu().numpy() - want).max() for t in (ours, torchs))
     one_rounding = torch.finfo(ours.dtype).eps / 2 * np.abs(want).max()
     assert error <= 2 * max(other, one_rounding)
 
@@ -130,7 +133,7 @@ def test_avg_pool(case: cases.Pool, divisor: int, count_include_pad: bool, dtype
     (input,) = leaves_of((x,), dtype, arrange)
     y = F.avg_pool2d(input, *options, case.ceil_mode, count_include_pad, divisor or None)
     within(y, want, 10 * eps(dtype) * oracle.avg_pool(np.abs(x), *options, case.ceil_mode, *last))
-    gx = torch.autograd.grad(y, input, arrange(torch.from_numpy(gy).to(dtype)))[0]
+    gx = torch.autograd.grad(y, input, arrange(placed(gy, dtype)))[0]
     size = x.shape[2:]
     bound = 10 * eps(dtype) * oracle.avg_pool_backward(np.abs(gy), size, *options, *last)
     within(gx, oracle.avg_pool_backward(gy, size, *options, *last), bound)
@@ -146,7 +149,7 @@ def test_adaptive_avg_pool(case: cases.Adaptive, dtype: torch.dtype, arrange) ->
     (input,) = leaves_of((x,), dtype, arrange)
     y = F.adaptive_avg_pool2d(input, case.size)
     within(y, want, 10 * eps(dtype) * oracle.adaptive_avg_pool(np.abs(x), case.size))
-    gx = torch.autograd.grad(y, input, arrange(torch.from_numpy(gy).to(dtype)))[0]
+    gx = torch.autograd.grad(y, input, arrange(placed(gy, dtype)))[0]
     bound = 10 * eps(dtype) * oracle.adaptive_avg_pool_backward(np.abs(gy), x.shape[2:])
     within(gx, oracle.adaptive_avg_pool_backward(gy, x.shape[2:]), bound)
 
@@ -163,7 +166,7 @@ def test_lrn(case: cases.Lrn, dtype: torch.dtype, arrange) -> None:
     # At least 3 terms: the sum, the power and the product round too.
     relative = 3 * max(case.size, 3) * eps(dtype)
     within(y, want, relative * np.abs(want))
-    gx = torch.autograd.grad(y, input, arrange(torch.from_numpy(gy).to(dtype)))[0]
+    gx = torch.autograd.grad(y, input, arrange(placed(gy, dtype)))[0]
     # gx is a difference of two sums; what they cancel is no excuse the bound may forget.
     own = np.abs(gy * want / x)
     magnitude = 2 * own - oracle.lrn_backward(np.abs(x), np.abs(gy), *options)
@@ -202,7 +205,7 @@ def test_pool_and_lrn_half(dtype: torch.dtype, arrange) -> None:
         for f, kind in kinds:
             (input,) = leaves_of((x,), kind, arrange)
             y = function(f, input)
-            gx = torch.autograd.grad(y, input, arrange(torch.from_numpy(gy).to(kind)))[0]
+            gx = torch.autograd.grad(y, input, arrange(placed(gy, kind)))[0]
             results.append((y.to(dtype), gx.to(dtype)))
         for ours, torchs, expected in zip(*results, (want, backward(gy)), strict=True):
             no_worse_than_twice(ours, torchs, expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
@@ -10,27 +10,14 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from fastconv import functional, nn
+from fastconv import functional
 from fastconv.checks import DEVICES, DTYPES
+from fastconv.fastest import LayerTime, describe, time_layers
+from fastconv.swap import FAST, TORCH, change_class, exchangeable, is_torch_layer, reason_to_keep, zeros_per_side
 
 __all__ = ["ConversionReport", "accelerate", "convert", "revert"]
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
-
-
-# A layer of torch's and the one of fastconv that takes its place.
-_FAST: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if hasattr(torch.nn, name)
-}
-_TORCH = {fast: original for original, fast in _FAST.items()}
-
-# What a reader of the report may have expected to be converted.
-_FAMILIES: tuple[type[torch.nn.Module], ...] = tuple(
-    family
-    for source in (torch.nn.modules.conv, torch.nn.modules.pooling)
-    for family in vars(source).values()
-    if isinstance(family, type) and issubclass(family, torch.nn.Module) and family is not torch.nn.Module
-) + (torch.nn.LocalResponseNorm, torch.nn.CrossMapLRN2d)
 
 
 class ConvertedLayer(NamedTuple):
@@ -49,15 +36,20 @@ class KeptLayer(NamedTuple):
 
 
 class ConversionReport(NamedTuple):
-    """What `convert` did to a model. `str()` gives a table."""
+    """What `convert` did to a model. `str()` gives a table; `measured` is empty unless `fastest_on` was given."""
 
     converted: list[ConvertedLayer]
     kept: list[KeptLayer]
+    measured: Sequence[LayerTime] = ()
 
     def __str__(self) -> str:
         lines = [f"fastconv runs {len(self.converted)} layers; torch keeps {len(self.kept)}"]
         rows = [(*layer, "fastconv") for layer in self.converted]
         rows += [(layer.name, layer.layer, f"torch: {layer.reason}") for layer in self.kept]
+        if self.measured:
+            lines += describe(self.measured)
+            timed = {layer.name for layer in self.measured if not layer.refusal}
+            rows = [row for row in rows if row[0] not in timed]
         rows = [(name or "(the model)", layer, runs) for name, layer, runs in rows]
         if rows:
             widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -66,10 +58,12 @@ class ConversionReport(NamedTuple):
 
 
 @overload
-def convert(model: ModuleT, report: Literal[False] = False) -> ModuleT: ...
+def convert(model: ModuleT, report: Literal[False] = False, *, fastest_on: Any = None) -> ModuleT: ...
 @overload
-def convert(model: ModuleT, report: Literal[True]) -> tuple[ModuleT, ConversionReport]: ...
-def convert(model: ModuleT, report: bool = False) -> ModuleT | tuple[ModuleT, ConversionReport]:
+def convert(model: ModuleT, report: Literal[True], *, fastest_on: Any = None) -> tuple[ModuleT, ConversionReport]: ...
+def convert(
+    model: ModuleT, report: bool = False, *, fastest_on: Any = None
+) -> ModuleT | tuple[ModuleT, ConversionReport]:
     """Swap torch's convolution, pooling and LRN layers in `model` for fastconv's, in place, and return the model.
 
     Only the class of a layer changes: the module, its parameters, buffers, hooks and attributes stay the same
@@ -79,19 +73,38 @@ def convert(model: ModuleT, report: bool = False) -> ModuleT | tuple[ModuleT, Co
     parameters of a dtype or on a device without kernels. With `report=True` the result is `(model,
     ConversionReport)`, and the report lists the layers converted and those kept, with the reason. Operators called
     inside a `forward` (`F.max_pool2d(x, 2)`) are no layers; `accelerate` reaches those.
+
+    With `fastest_on`, an example of the model's input, every layer goes to whoever runs it faster on this machine, also
+    a layer that is fastconv's already, and the report is printed unless it is returned. The example is the model's
+    argument, a tuple of positional arguments or a dict of keyword arguments. The model runs once on a copy of it, as it
+    is: in training mode or not, and with gradients timed where the model needs them, so inside `torch.no_grad()` or for
+    a frozen model the forward passes decide. In each call, torch's layer and fastconv's take turns on the same tensors.
+    Random numbers, buffers and gradients are afterwards as before; hooks see that one pass. A layer that the example
+    does not reach is torch's. Whatever the model raises is raised, and no layer has changed then; ValueError if the
+    model has lazy layers without parameters yet.
     """
-    result = ConversionReport([], [])
+    measured = None if fastest_on is None else time_layers(model, fastest_on)
+    times = {layer.name: layer for layer in measured or ()}
+    result = ConversionReport([], [], measured or ())
     for name, module in model.named_modules():
-        if not _is_torch_layer(module):
+        layer = None if measured is None else exchangeable(module)
+        if layer is not None:
+            reason = times[name].reason_to_keep if name in times else "the example does not reach it"
+        elif is_torch_layer(module):
+            layer = parametrize.type_before_parametrizations(module)
+            reason = reason_to_keep(module, layer)
+        else:
             continue
-        layer = parametrize.type_before_parametrizations(module)
-        reason = _reason_to_keep(module, layer)
         if reason is None:
-            _change_class(module, _FAST[layer])
+            change_class(module, FAST[layer])
             result.converted.append(ConvertedLayer(name, layer.__name__))
         else:
+            if layer in FAST and layer is not parametrize.type_before_parametrizations(module):
+                change_class(module, layer)
             title = module.original_name if isinstance(module, torch.jit.ScriptModule) else layer.__name__
             result.kept.append(KeptLayer(name, title, reason))
+    if measured is not None and not report:
+        print(result)
     return (model, result) if report else model
 
 
@@ -102,59 +115,10 @@ def revert(model: ModuleT) -> ModuleT:
     classic papers' layers (`ConnectionTableConv2d`, …), and a convolution with its own number of zeros on every side.
     """
     for module in model.modules():
-        original = _TORCH.get(parametrize.type_before_parametrizations(module))
-        if original is not None and not _zeros_per_side(module):
-            _change_class(module, original)
+        original = TORCH.get(parametrize.type_before_parametrizations(module))
+        if original is not None and not zeros_per_side(module):
+            change_class(module, original)
     return model
-
-
-def _zeros_per_side(module: torch.nn.Module) -> bool:
-    padding = getattr(module, "padding", None)
-    return isinstance(padding, tuple) and not isinstance(padding[0], int) and module.padding_mode == "zeros"
-
-
-def _is_torch_layer(module: torch.nn.Module) -> bool:
-    """Whether this is a convolution, pooling or LRN layer that is not fastconv's."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return module.original_name in {family.__name__ for family in _FAMILIES}
-    return isinstance(module, _FAMILIES) and not isinstance(module, tuple(_TORCH))
-
-
-def _reason_to_keep(module: torch.nn.Module, layer: type[torch.nn.Module]) -> str | None:
-    """Why torch keeps this layer, or None if it does not."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "TorchScript; convert the model before scripting it"
-    if layer not in _FAST:
-        original = next((base for base in layer.__mro__ if base in _FAST), None)
-        if original is None:
-            return f"fastconv has no {layer.__name__}"
-        return f"a subclass of {original.__name__}, perhaps with a forward of its own"
-    if "forward" in vars(module):
-        return "its forward was replaced"
-    for name, parameter in module.named_parameters():
-        if parameter.dtype not in DTYPES:
-            return f"{name} is {_plain(parameter.dtype)}; fastconv covers {', '.join(map(_plain, DTYPES))}"
-        if parameter.device.type not in DEVICES:
-            return f"{name} is on {parameter.device}; fastconv covers {', '.join(DEVICES)}"
-    return None
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _change_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
-    """Make `module` a `cls`.
-
-    torch gives a parametrized module (weight_norm, spectral_norm, …) a class derived from its layer's, with
-    properties that compute the parameters; such a class is derived again, from `cls`.
-    """
-    if parametrize.is_parametrized(module):
-        members = {
-            name: member for name, member in vars(type(module)).items() if name not in ("__dict__", "__weakref__")
-        }
-        cls = type(type(module).__name__, (cls,), members)
-    module.__class__ = cls
 
 
 def _with_indices(operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -147,8 +147,8 @@ def test_algorithms_are_those_of_the_gpu_and_can_be_forced() -> None:
             with fastconv.force_algorithm(name):
                 assert torch.equal(F.conv2d(x, w, None, 2, 1, 1, 2), want)
         with (
-            pytest.raises(ValueError, match=r"algorithm: expected one that applies to this problem \(tensor_core"),
-            fastconv.force_algorithm("direct"),
+            pytest.raises(ValueError, match=r"algorithm: expected one that applies .*tensor_core.*, got fft"),
+            fastconv.force_algorithm("fft"),
         ):
             F.conv2d(x, w, None, 2, 1, 1, 2)
     with fastconv.force_algorithm("implicit_gemm"), fastconv.simulate_cuda():
@@ -158,14 +158,15 @@ def test_algorithms_are_those_of_the_gpu_and_can_be_forced() -> None:
 
 def test_tf32_follows_torch() -> None:
     """A value that TF32 cannot hold shows which way a float32 convolution went."""
-    x, w = torch.full((1, 1, 2, 2), 1 + 2.0**-12), torch.ones(1, 1, 1, 1)
+    x, w = torch.full((1, 64, 2, 2), 1 + 2.0**-12), torch.ones(64, 64, 1, 1)
+    exact, truncated = torch.full((1, 64, 2, 2), 64 + 2.0**-6), torch.full((1, 64, 2, 2), 64.0)
     with fastconv.simulate_cuda():
-        assert torch.equal(F.conv2d(x, w), x)
+        assert torch.equal(F.conv2d(x, w), exact)
         with tf32(True):
-            assert torch.equal(F.conv2d(x, w), torch.ones(1, 1, 2, 2))
-        assert torch.equal(F.conv2d(x, w), x)
+            assert torch.equal(F.conv2d(x, w), truncated)
+        assert torch.equal(F.conv2d(x, w), exact)
     with tf32(True):
-        assert torch.equal(F.conv2d(x, w), x)
+        assert torch.equal(F.conv2d(x, w), exact)
 
 
 def pooling() -> _C.PoolProblem:

@@ -13,8 +13,8 @@ from typing import Any
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 DATA_HELP = (
-    "digits (scikit-learn's), scenes (digits on textures, for segmentation), a folder of class folders of images,"
-    " or of MNIST's or CIFAR's binary files"
+    "digits (scikit-learn's), scenes (digits on textures, for segmentation), docstrings (for text), a folder of class"
+    " folders of images, or of MNIST's or CIFAR's binary files"
 )
 
 
@@ -163,7 +163,7 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a training run's folder, or a checkpoint in it")
-    parser.add_argument("images", type=Path, nargs="+", help="image files")
+    parser.add_argument("files", type=Path, nargs="+", metavar="image", help="image files (or text, if it takes that)")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show of each (default: 3)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
@@ -276,7 +276,7 @@ def _predict(options: argparse.Namespace) -> int:
     from fastconv.train import evaluate
 
     unreadable = 0
-    for path, answer in evaluate.predict(options.checkpoint, options.images, options.top, options.device):
+    for path, answer in evaluate.predict(options.checkpoint, options.files, options.top, options.device):
         if isinstance(answer, str):
             unreadable += 1
             print(f"{path}: cannot be read: {answer}", file=sys.stderr)

@@ -16,7 +16,21 @@ import torch
 
 from fastconv import models
 from fastconv.nn import PCALighting
-from fastconv.train import augment, data, demo, distributed, evaluate, files, loop, networks, optim, report
+from fastconv.train import (
+    augment,
+    data,
+    demo,
+    distributed,
+    evaluate,
+    files,
+    loop,
+    networks,
+    optim,
+    recipes,
+    report,
+    scenes,
+    text,
+)
 from fastconv.train.options import Options
 
 PIL_Image = pytest.importorskip("PIL.Image")
@@ -76,9 +90,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
 
 
 def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
-    epochs = [
-        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in metrics["epochs"]
-    ]
+    times = ("seconds", "cpu_seconds", "images_per_second")
+    epochs = [{k: v for k, v in record.items() if k not in times} for record in metrics["epochs"]]
     return {**metrics, "epochs": epochs}
 
 
@@ -172,6 +185,65 @@ def test_idx_file_is_split(tmp_path: Path) -> None:
     loaded = data.load(str(tmp_path / "train-images-idx3-ubyte"), COLOR)
     assert (len(loaded.train.labels), len(loaded.test.labels)) == (24, 6)
     assert loaded.train.read(torch.tensor([0]))[0].shape == (1, 3, 32, 32)
+
+
+def test_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "TRAIN", 30)
+    monkeypatch.setattr(scenes, "TEST", 20)
+    loaded = data.load("scenes", data.ImageFormat(3, 64, 48))
+    images, masks = loaded.train.read(torch.arange(30))
+    assert images.shape == (30, 3, 64, 48)
+    assert (masks.shape, masks.dtype, len(loaded.classes)) == ((30, 64, 48), torch.uint8, 11)
+    assert set(masks.unique().tolist()) == set(range(11))
+    assert 0.4 < (masks == 0).float().mean() < 0.8
+    for mask in masks:
+        assert 1 <= len(mask.unique()) - 1 <= 4
+    grey = images.float().mean(1) / 255
+    for image, mask in zip(grey, masks, strict=True):  # there are paper and ink on every slip
+        for digit in mask.unique()[1:]:
+            slip = image[mask == digit]
+            assert slip.max() - slip.min() > 0.4
+    again = data.load("scenes", data.ImageFormat(3, 64, 48))
+    assert torch.equal(again.test.read(torch.arange(20))[0], loaded.test.read(torch.arange(20))[0])
+    assert not torch.equal(images[:20], again.test.read(torch.arange(20))[0])
+
+
+def test_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a package with ten files of two docstrings, one of them too short."""
+    package = tmp_path / "some_package"
+    (package / "tests").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    words = [f"word{chr(ord('a') + index)}" for index in range(10)]
+    for index, word in enumerate(words):
+        long = f"Numpy's {word} is one of the words that follow, twice: {word}."
+        (package / f"file{index}.py").write_text(f'def f(x):\n    "{long}"\nclass C:\n    "Short."\n')
+    (package / "tests" / "t.py").write_text('def f():\n    "This text, long as it is, must not be among them."\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    train, test = text.docstrings("some_package")
+    assert (len(train), len(test)) == (8, 2)
+    found = sorted(words[1] for words in train + test)
+    assert found == words, "numpy, which would tell the package, is left out"
+    assert train[0][2:6] == ["is", "one", "of", "the"]
+    assert text.docstrings("some_package") == (train, test)
+
+    vocabulary = text.vocabulary(train, 5)
+    assert vocabulary[:2] == [text.PADDING, text.UNKNOWN]
+    assert len(vocabulary) == 5
+    assert text.vocabulary([["b", "a", "b"], ["c"]], 10)[2:] == ["b", "a", "c"]
+    assert text.numbers([["a", "x", "b"], ["b", "b", "b", "a", "a"]], ["", "?", "b", "a"], 4).tolist() == [
+        [3, 1, 2, 0],
+        [2, 2, 2, 3],
+    ]
+
+
+def test_models_and_data_that_do_not_fit(small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.data = "docstrings"
+    with pytest.raises(data.DataError, match="the model does not take docstrings"):
+        loop.train(small, tmp_path / "run")
+    small.data = "scenes"
+    monkeypatch.setattr(scenes, "TRAIN", 16)
+    with pytest.raises(files.RunError, match="the images of this data have a class for each pixel"):
+        loop.train(small, tmp_path / "run")
 
 
 def test_large_images_are_resized(tmp_path: Path) -> None:
@@ -536,8 +608,8 @@ def test_tensorboard(small: Options, tmp_path: Path) -> None:
     metrics = loop.resume(tmp_path / "run").metrics["epochs"]
     events = accumulator.EventAccumulator(str(tmp_path / "run" / loop.EVENTS))
     events.Reload()
-    expected = {"lr", "loss/train", "loss/test", "accuracy/train", "accuracy/test", "seconds", "images_per_second"}
-    assert set(events.Tags()["scalars"]) == expected
+    losses, times = {"loss/train", "loss/test"}, {"seconds", "cpu_seconds", "images_per_second"}
+    assert set(events.Tags()["scalars"]) == losses | times | {"lr", "accuracy/train", "accuracy/test"}
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4]
     found = [event.value for event in events.Scalars("accuracy/test")]
     assert found == pytest.approx([record["test_accuracy"] for record in metrics])
@@ -735,6 +807,27 @@ def test_no_batch_of_one_image(small: Options, tmp_path: Path) -> None:
     small.epochs, small.batch_size = 1, 21  # 64 training images
     loop.train(small, tmp_path / "run", listener=Sizes())
     assert seen == [21, 21, 21]
+
+
+def test_recipes(
+    small: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    easy = recipes.Recipe("lenet5_modern", 4, 0.99, small.data, {"batch_size": 16})
+    hard = recipes.Recipe("lenet5", 1, 1.01, small.data)
+    monkeypatch.setattr(recipes, "RECIPES", (easy, hard))
+    docs = tmp_path / "training.md"
+    docs.write_text(f"before\n{recipes.BEGIN}old\n{recipes.END}after\n")
+    arguments = ["--output", str(tmp_path / "all"), "--threads", "1"]
+    assert recipes.main(["lenet5_modern", *arguments, "--docs", str(docs)]) == 0
+    written = docs.read_text()
+    assert written.startswith(f"before\n{recipes.BEGIN}Seed 0, ")
+    assert written.endswith(f" 100.00% | 99% |\n{recipes.END}after\n")
+    capsys.readouterr()
+    assert recipes.main(arguments) == 1, "lenet5 falls short"
+    printed = capsys.readouterr().out
+    assert "lenet5_modern on" not in printed, "a finished run is not run again"
+    assert "lenet5 on" in printed
+    assert printed.count("| `lenet5") == 2
 
 
 @pytest.mark.slow

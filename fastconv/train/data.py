@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastconv.extras import require
 from fastconv.nn import PCALighting
-from fastconv.train import formats
+from fastconv.train import formats, scenes, text
 from fastconv.train.formats import DataError
 
 TEST_FRACTION = 0.2
@@ -35,6 +35,14 @@ class ImageFormat:
     channels: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """What a model of text takes: the number of words of a text, and of different words at most."""
+
+    length: int
+    vocabulary: int
 
 
 class Examples(Protocol):
@@ -156,21 +164,27 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (scaled - mean) / std
 
 
-def load(source: str, image_format: ImageFormat) -> DataSet:
-    """The images that `--data` names.
+def load(source: str, image_format: ImageFormat | TextFormat) -> DataSet:
+    """The data set that `--data` names, in the form that a model takes.
 
-    "digits" are scikit-learn's, "scenes" those of `train.scenes`. Else it is a folder: of class folders of images (or
-    of folders `train` and `test` with such in them), of MNIST's IDX files (or one such file), or of CIFAR's binary
-    files. Where there is no test part, a fixed fifth of every class becomes one.
+    "digits" are scikit-learn's, "scenes" those of `train.scenes`, "docstrings" the texts of `train.text`. Else it is a
+    folder: of class folders of images (or of folders `train` and `test` with such in them), of MNIST's IDX files (or
+    one such file), or of CIFAR's binary files. Where there is no test part, a fixed fifth of every class becomes one.
 
     Raises DataError if there is no such data or it is damaged.
     """
+    if isinstance(image_format, TextFormat) != (source == "docstrings"):
+        raise DataError(f"the model does not take {source}: 'docstrings' are for models of text, all else is images")
+    if isinstance(image_format, TextFormat):
+        return _docstrings(image_format)
     if source == "digits":
         return _digits(image_format)
+    if source == "scenes":
+        return _scenes(image_format)
     path = Path(source)
     if not path.exists():
         raise DataError(
-            f"no data at {source}: expected 'digits', 'scenes', a folder of class folders, or MNIST's or CIFAR's files"
+            f"no data at {source}: expected digits, scenes, a folder of class folders, or MNIST's or CIFAR's files"
         )
     folder = path if path.is_dir() else path.parent
     if path.is_file() or formats.idx_files(folder):
@@ -194,13 +208,46 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 def _digits(image_format: ImageFormat) -> DataSet:
     """1,797 handwritten digits of 8x8 pixels: the test part of UCI's optical recognition data (Alpaydin 1998)."""
-    digits = require("sklearn.datasets", "--data digits").load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    images, labels = _read_digits()
     size = [round(extent * 7 / 8) for extent in (image_format.height, image_format.width)]  # a border, as MNIST's
     images = F.interpolate(images, size, mode="bicubic", align_corners=False)
     pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
-    labels = torch.from_numpy(digits.target).long()
     return _in_memory(pixels, labels, None, [str(digit) for digit in range(10)], image_format, ("affine",))
+
+
+def _read_digits() -> tuple[Tensor, Tensor]:
+    """(n, 1, 8, 8), 0 … 1, ink 1, and the digits."""
+    digits = require("sklearn.datasets", "--data digits").load_digits()
+    return torch.from_numpy(digits.images).float().unsqueeze(1) / 16, torch.from_numpy(digits.target).long()
+
+
+def _scenes(image_format: ImageFormat) -> DataSet:
+    """Scenes whose training and test part show different digits: those of the parts of `_digits`."""
+    digits, labels = _read_digits()
+    size = image_format.height, image_format.width
+    parts = stratified_split(labels, TEST_FRACTION, SPLIT_SEED)
+    train, test = (
+        scenes.make(digits[part], labels[part], count, size, image_format.channels, seed)
+        for seed, (part, count) in enumerate(zip(parts, (scenes.TRAIN, scenes.TEST), strict=True))
+    )
+    std, mean = torch.std_mean(train[0].float() / 255, dim=(0, 2, 3))
+    return DataSet(InMemory(*train), InMemory(*test), scenes.CLASSES, mean, std, task="scenes")
+
+
+def _docstrings(text_format: TextFormat) -> DataSet:
+    """Docstrings of four packages that are installed, to be told apart."""
+    for module in text.PACKAGES.values():
+        require(module, "--data docstrings")
+    parts = [text.docstrings(module) for module in text.PACKAGES.values()]
+    vocabulary = text.vocabulary([words for train, _ in parts for words in train], text_format.vocabulary)
+    train, test = (
+        InMemory(
+            text.numbers([words for part in parts for words in part[index]], vocabulary, text_format.length),
+            torch.cat([torch.full((len(part[index]),), label) for label, part in enumerate(parts)]),
+        )
+        for index in range(2)
+    )
+    return DataSet(train, test, list(text.PACKAGES), task="text", vocabulary=vocabulary)
 
 
 def _in_memory(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastconv.train import data, loop, networks, report
+from fastconv.train import data, loop, networks, report, text
 from fastconv.train.files import RunError, load_checkpoint, write_atomically
 from fastconv.train.options import Options
 
@@ -21,10 +21,11 @@ class Trained:
 
     model: nn.Module
     options: Options
-    format: data.ImageFormat
+    format: data.ImageFormat | data.TextFormat
     classes: list[str]
     mean: Tensor
     std: Tensor
+    vocabulary: list[str]
     folder: Path
 
     @classmethod
@@ -34,7 +35,8 @@ class Trained:
         saved = load_checkpoint(path)
         try:
             options = Options(**saved["arguments"])
-            model = networks.create(options.model, options.model_options, len(saved["classes"]))
+            vocabulary = saved["vocabulary"]
+            model = networks.create(options.model, options.model_options, len(saved["classes"]), len(vocabulary))
             state = saved["model"]
             if saved["average"] is not None:
                 prefix = "module."
@@ -44,36 +46,49 @@ class Trained:
                     if name.startswith(prefix)
                 }
             model.load_state_dict(state)
-            image_format = networks.image_format(options.model, options.model_options, options.image_size)
-            model = model.eval().to(device)
-            return cls(model, options, image_format, saved["classes"], saved["mean"], saved["std"], path.parent)
+            takes = networks.input_format(options.model, options.model_options, options.image_size)
+            model, classes, normal = model.eval().to(device), saved["classes"], (saved["mean"], saved["std"])
+            return cls(model, options, takes, classes, *normal, vocabulary, path.parent)
         except (KeyError, TypeError, RuntimeError) as error:
             raise RunError(f"the checkpoint {path} does not fit this version of fastconv: {error}") from error
 
     @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """The scores, on the model's device, of uint8 images (n, channels, height, width)."""
-        device = next(self.model.parameters()).device
-        return networks.scores(self.model(data.normalize(images.to(device), self.mean, self.std)))
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The scores, on the model's device, of uint8 images (n, channels, height, width) or of words (n, length)."""
+        inputs = inputs.to(next(self.model.parameters()).device)
+        if inputs.dtype == torch.uint8:
+            inputs = data.normalize(inputs, self.mean, self.std)
+        return networks.scores(self.model(inputs))
+
+    def read(self, path: Path) -> Tensor | str:
+        """The input (1, …) from a file of an image or, for a model of text, of text; or why it cannot be read."""
+        if isinstance(self.format, data.ImageFormat):
+            files = data.ImageFiles([path], torch.zeros(1, dtype=torch.int64), self.format)
+            pixels, _ = files.read(torch.tensor([0]))
+            return pixels if len(pixels) else files.skipped[str(path)]
+        try:
+            words = text.words(path.read_text(errors="replace"))
+        except OSError as error:
+            return str(error)
+        return text.numbers([words], self.vocabulary, self.format.length)
 
 
 def predict(
-    checkpoint: Path, images: Sequence[Path], top: int = 3, device: str = "cpu"
+    checkpoint: Path, files: Sequence[Path], top: int = 3, device: str = "cpu"
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """For each image the likeliest classes with their probabilities, or the reason why it cannot be read.
+    """For each file the likeliest classes with their probabilities, or the reason why it cannot be read.
 
-    Images are cropped in the middle and resized to what the model takes.
+    Images are cropped in the middle and resized to what the model takes. A model of text takes files of text.
     """
     trained = Trained.load(checkpoint, device)
     if top < 1:
         raise RunError(f"top must be at least 1, got {top}")
-    for path in images:
-        files = data.ImageFiles([path], torch.zeros(1, dtype=torch.int64), trained.format)
-        pixels, _ = files.read(torch.tensor([0]))
-        if not len(pixels):
-            yield path, files.skipped[str(path)]
+    for path in files:
+        inputs = trained.read(path)
+        if isinstance(inputs, str):
+            yield path, inputs
             continue
-        scores = trained.scores(pixels)
+        scores = trained.scores(inputs)
         if scores.dim() != 2:
             raise RunError(f"{trained.options.model} gives a class for each pixel: predict shows one for an image")
         probabilities, classes = scores[0].softmax(0).topk(min(top, len(trained.classes)))
@@ -117,6 +132,8 @@ def evaluate(
     """
     trained = Trained.load(checkpoint, device)
     loaded = data.load(source or trained.options.data, trained.format)
+    if loaded.vocabulary != trained.vocabulary:
+        raise RunError("the texts are others than those of the training: packages have other versions now")
     if loaded.classes != trained.classes:
         raise RunError(f"the model's classes are {_few(trained.classes)}, those of the data {_few(loaded.classes)}")
     criterion = networks.criterion(trained.model, trained.options.label_smoothing)

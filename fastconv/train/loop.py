@@ -172,12 +172,14 @@ class Run:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.device = world.device
-        self.format = networks.image_format(options.model, options.model_options, options.image_size)
+        self.format = networks.input_format(options.model, options.model_options, options.image_size)
         self.data = data.load(options.data, self.format)
         self.augmentation = self._augmentation()
         torch.manual_seed(options.seed)
         self.generator = torch.Generator()  # of the order and the augmentation of the images: alike in all processes
-        self.model = networks.create(options.model, options.model_options, len(self.data.classes))
+        self.model = networks.create(
+            options.model, options.model_options, len(self.data.classes), len(self.data.vocabulary)
+        )
         self.model.to(self.device)
         self.criterion = networks.criterion(self.model, options.label_smoothing)
         self.parallel = world.wrap(self.model)
@@ -194,6 +196,8 @@ class Run:
         names = self.data.augment if self.options.augment is None else self.options.augment
         if names and self.data.task != "images":
             raise RunError(f"augment: there is none for {self.data.task}, only for images with a class each")
+        if isinstance(self.format, data.TextFormat):
+            return Augmentation((), (0, 0))
         if "lighting" in names and self.format.channels != 3:
             raise RunError(f"augment lighting: {self.options.model} takes grey images, and it changes colours")
         lighting = self.data.lighting() if "lighting" in names else None
@@ -216,6 +220,7 @@ class Run:
             "classes": self.data.classes,
             "mean": self.data.mean,
             "std": self.data.std,
+            "vocabulary": self.data.vocabulary,
         }
         try:
             save_checkpoint(self.output / CHECKPOINT, content)
@@ -298,7 +303,7 @@ class Run:
 
     def _epoch(self) -> dict[str, Any] | None:
         """One pass over the training images and one over the test images; None if interrupted during the first."""
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         loss_sum = correct = count = 0.0
         rate = self.scheduler.get_last_lr()[0]
         self.parallel.train()
@@ -333,6 +338,7 @@ class Run:
             "train_accuracy": correct / count,
             **tested,
             "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - began_cpu,
             "images_per_second": count / (trained - began),
         }
 

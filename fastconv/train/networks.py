@@ -12,14 +12,20 @@ from fastconv.train import data
 from fastconv.train.files import RunError
 
 AUXILIARY_WEIGHT = 0.3  # of the losses of GoogLeNet's auxiliary heads (Szegedy et al. 2015, section 5)
+MOST_WORDS = 5000  # of a vocabulary
 AUXILIARY_MAP_WEIGHT = 0.5  # of the auxiliary head of a segmentation network, as torchvision's references train it
 
 
-def image_format(name: str, model_options: Mapping[str, Any], image_size: int | None) -> data.ImageFormat:
-    """The images that a model takes: as it is registered, but for its option in_channels and the `image_size`."""
-    shape = models.model_entry(name).input_shape
+def input_format(
+    name: str, model_options: Mapping[str, Any], image_size: int | None
+) -> data.ImageFormat | data.TextFormat:
+    """What a model takes: as it is registered, but for its options and the `image_size`."""
+    entry = models.model_entry(name)
+    shape = entry.input_shape
+    if entry.input_dtype == torch.int64:
+        return data.TextFormat(shape[0], model_options.get("vocabulary", MOST_WORDS))
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise RunError(f"{name} does not take images: fastconv train has no data for it")
+        raise RunError(f"{name} takes neither images nor text: fastconv train has no data for it")
     height, width = shape[1:] if image_size is None else (image_size, image_size)
     channels = model_options.get("in_channels", shape[0])
     if channels not in (1, 3):
@@ -27,10 +33,11 @@ def image_format(name: str, model_options: Mapping[str, Any], image_size: int | 
     return data.ImageFormat(channels, height, width)
 
 
-def create(name: str, model_options: Mapping[str, Any], classes: int) -> nn.Module:
-    """The model with its options; RunError if it does not take them."""
+def create(name: str, model_options: Mapping[str, Any], classes: int, words: int) -> nn.Module:
+    """The model for so many classes and, of text, words, with its options; RunError if it does not take them."""
     try:
-        return models.create_model(name, num_classes=classes, **model_options)
+        vocabulary = {"vocabulary": words} if words else {}
+        return models.create_model(name, **{"num_classes": classes, **model_options, **vocabulary})
     except (TypeError, ValueError) as error:
         raise RunError(f"{name} cannot be made for {classes} classes with {dict(model_options)}: {error}") from error
 

@@ -42,10 +42,11 @@ class Display(Listener):
         self.bar.update(self.task, advance=images, figures=figures)
 
     def epoch(self, record: dict[str, Any]) -> None:
+        overlap = f"  IoU {record['test_mean_iou']:.3f}" if "test_mean_iou" in record else ""
         self.console.print(
             f"epoch {record['epoch']:{len(str(self.epochs))}d}/{self.epochs}"
             f"  train {record['train_accuracy']:7.2%} (loss {record['train_loss']:.4f})"
-            f"  test {record['test_accuracy']:7.2%} (loss {record['test_loss']:.4f})"
+            f"  test {record['test_accuracy']:7.2%} (loss {record['test_loss']:.4f}){overlap}"
             f"  {record['images_per_second']:,.0f} images/s",
             soft_wrap=True,
         )

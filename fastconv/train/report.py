@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fastconv.extras import require
 from fastconv.train.data import DataSet
+from fastconv.train.networks import scores
 
 TRAIN_COLOR, TEST_COLOR, WRONG_COLOR = "#9aa5b1", "#1f77b4", "#c0392b"
 PREDICTIONS, EXAMPLES = 24, 3
 MOST_FILTERS = 16
-MOST_NAMED = 30
+MOST_NAMED, SCENES = 30, 10
 
 
 def check_dependencies(tensorboard: bool) -> None:
@@ -92,7 +93,12 @@ def learning_curve(metrics: dict[str, Any]) -> bytes:
 
 
 def features(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
-    """A PNG of predictions for test images, the filters of the first convolution, and its outputs for some of them."""
+    """A PNG of predictions for test images, the filters of the first convolution, and its outputs for some of them.
+
+    Of scenes: of some of them, what is in each of their pixels, and what the model says.
+    """
+    if data.task == "scenes":
+        return _scenes(model, data, device)
     count = len(data.test.labels)
     pixels, labels = data.test.read(torch.arange(0, count, max(1, count // PREDICTIONS))[:PREDICTIONS])
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
@@ -100,7 +106,7 @@ def features(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
     hook = None if first is None else first.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
     model.eval()
     with torch.no_grad():
-        predicted = model(data.normalize(pixels).to(device)).argmax(1).cpu()
+        predicted = scores(model(data.normalize(pixels).to(device))).argmax(1).cpu()
     if hook is not None:
         hook.remove()
 
@@ -133,6 +139,25 @@ def features(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
                 _show(axes, tile)
             else:
                 axes.imshow(tile.numpy(), cmap="viridis")
+    return _png(figure)
+
+
+def _scenes(model: nn.Module, data: DataSet, device: torch.device) -> bytes:
+    """A PNG of scenes, their masks and the predicted masks, one below the other."""
+    pixels, masks = data.test.read(torch.arange(SCENES))
+    model.eval()
+    with torch.no_grad():
+        predicted = scores(model(data.normalize(pixels.to(device)))).argmax(1).cpu()
+    figure = _figure(1.3 * SCENES, 4.6)
+    rows = figure.subplots(3, SCENES, squeeze=False)
+    for axes, title in zip(rows[:, 0], ("scene", "mask", "predicted"), strict=True):
+        axes.set_title(title, fontsize=10, loc="left")
+    for (top, middle, bottom), image, mask, found in zip(rows.T, pixels, masks, predicted, strict=True):
+        _show(top, image)
+        for axes, classes in ((middle, mask), (bottom, found)):
+            axes.imshow(classes.numpy(), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+        for axes in (top, middle, bottom):
+            axes.set_axis_off()
     return _png(figure)
 
 

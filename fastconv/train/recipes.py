@@ -1,0 +1,120 @@
+"""What `make train-all` runs: small training runs that show that the models learn, and the table of their results."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastconv.bench.machine import describe
+from fastconv.train import loop
+from fastconv.train.options import Options
+from fastconv.train.progress import Display
+
+BEGIN, END = "<!-- measured: make train-all -->\n", "<!-- end of measured -->\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run and what it has to reach: a test accuracy, or of scenes a mean intersection over union."""
+
+    model: str
+    epochs: int
+    target: float
+    data: str = "digits"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+RECIPES = (
+    Recipe("lenet5", 30, 0.98),
+    Recipe("fashion_cnn", 12, 0.98),
+    Recipe("resnet20", 12, 0.98),
+    Recipe("mini_vgg", 10, 0.97),
+    Recipe("mini_googlenet", 8, 0.97),
+    Recipe("mini_densenet", 10, 0.97),
+    Recipe(
+        "fcn8s",
+        20,
+        0.8,
+        "scenes",
+        {"image_size": 96, "batch_size": 16, "model_options": {"width": 0.25, "padding": "same", "dropout": 0.0}},
+    ),
+    Recipe("text_cnn", 8, 0.8, "docstrings", {"model_options": {"embedding": 100}}),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what has not been run yet; returns 1 if a run falls short."""
+    parser = argparse.ArgumentParser("python -m fastconv.train.recipes", description=__doc__)
+    parser.add_argument("models", nargs="*", help="only these (default: all)")
+    parser.add_argument("--output", type=Path, default=Path("runs/train-all"), help="default: runs/train-all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--docs", type=Path, help="write the table into this file")
+    options = parser.parse_args(arguments)
+    chosen = [recipe for recipe in RECIPES if not options.models or recipe.model in options.models]
+    results = [run(recipe, options.output / recipe.model, options.seed, options.threads) for recipe in chosen]
+    text = table(chosen, results)
+    print(text)
+    if options.docs is not None:
+        before, _, rest = options.docs.read_text().partition(BEGIN)
+        options.docs.write_text(f"{before}{BEGIN}{text}{END}{rest.partition(END)[2]}")
+    return 0 if all(reached(result) >= recipe.target for recipe, result in zip(chosen, results, strict=True)) else 1
+
+
+def run(recipe: Recipe, output: Path, seed: int, threads: int | None) -> dict[str, Any]:
+    """The content of metrics.json; a finished run is not run again, and an interrupted one goes on."""
+    options = Options(recipe.model, recipe.data, recipe.epochs, seed=seed, threads=threads, **recipe.options)
+    metrics = output / loop.METRICS
+    if metrics.exists() and json.loads(metrics.read_text())["status"] == "finished":
+        return json.loads(metrics.read_text())
+    print(f"{recipe.model} on {recipe.data}")
+    with Display() as display:
+        resumes = (output / loop.CHECKPOINT).exists()
+        result = loop.resume(output, listener=display) if resumes else loop.train(options, output, listener=display)
+    if result.stopped_by is not None:
+        raise KeyboardInterrupt
+    return result.metrics
+
+
+def reached(metrics: dict[str, Any]) -> float:
+    """What counts: the mean intersection over union, or else the accuracy."""
+    return metrics.get("test_mean_iou", metrics["test_accuracy"])
+
+
+def table(recipes: Sequence[Recipe], results: Sequence[dict[str, Any]]) -> str:
+    """Markdown, with what it was measured on."""
+    rows = [
+        "| model | data | parameters | epochs | batch | images/s | CPU time | reached | wanted |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for recipe, metrics in zip(recipes, results, strict=True):
+        epochs, arguments = metrics["epochs"], metrics["arguments"]
+        seconds = sum(record["cpu_seconds"] for record in epochs)
+        speed = sorted(record["images_per_second"] for record in epochs)[len(epochs) // 2]
+        shown = "{:.3f} mIoU" if "test_mean_iou" in metrics else "{:.2%}"
+        cells = [
+            f"`{recipe.model}`",
+            recipe.data,
+            f"{metrics['parameters']:,}",
+            str(len(epochs)),
+            str(arguments["batch_size"]),
+            f"{speed:,.0f}",
+            f"{int(seconds) // 60}:{int(seconds) % 60:02d}",
+            shown.format(reached(metrics)),
+            f"{recipe.target:g}" if "test_mean_iou" in metrics else f"{recipe.target:.0%}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    machine = describe(results[0]["environment"]["threads"])
+    seed = results[0]["arguments"]["seed"]
+    where = f"Seed {seed}, {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}."
+    return "\n".join([where, "", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

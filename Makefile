@@ -3,13 +3,14 @@
 #   PYTHON=python3.12      the Python (3.10 or newer) that .venv is made from
 #   TORCH="torch==2.13.0"  the torch to install, as pip's arguments: add the index of PyTorch's CPU-only builds, which are much smaller
 #   PYTEST="-k cli"        arguments for pytest
-#   DEMO, BENCH            arguments for the demo and for `fastconv bench`
+#   DEMO, BENCH, TRAIN     arguments for the demo, for `fastconv bench` and for train-all (names of models, --threads N)
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST ?=
 DEMO ?=
 BENCH ?=
+TRAIN ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,11 +19,12 @@ CORE := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f -name '
 CPP := $(filter %.cpp %.h %.cu %.cuh,$(CORE))
 PYTHON_FILES := fastconv tests $(wildcard benchmarks) setup.py
 
-.PHONY: help demo test check format sanitize avx512 bench clean
+.PHONY: help demo train-all test check format sanitize avx512 bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    train LeNet-5 on real digits, then convert a PyTorch model and compare'
+	@echo 'make train-all  train small models of every kind and write the table of docs/training.md (half an hour)'
 	@echo 'make test    run all tests'
 	@echo 'make check   check format, lint and types (make format repairs the format)'
 	@echo 'make sanitize run the exact tests with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
@@ -32,6 +34,9 @@ help:
 
 demo: $(VENV)/all
 	@$(BIN)/python -m fastconv.train.demo $(DEMO)
+
+train-all: $(VENV)/all
+	@$(BIN)/python -m fastconv.train.recipes --docs docs/training.md $(TRAIN)
 
 test: $(VENV)/dev
 	@$(BIN)/python -m pytest $(PYTEST)

@@ -84,6 +84,9 @@ def test_two_processes_learn_as_one_does(tmp_path: Path) -> None:
     weights = [files.load_checkpoint(tmp_path / name / loop.CHECKPOINT)["model"] for name in ("one", "two")]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
+    for name in ("one", "two"):  # and one process can go on with what two have begun
+        loop.resume(tmp_path / name, {"epochs": 4})
+    assert curve(tmp_path / "two")[3] == pytest.approx(curve(tmp_path / "one")[3], rel=1e-5)
 
 
 def test_a_killed_process_is_started_again_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every model: its example input, its options, its state, and what fastconv's layers change (nothing)."""
+"""What holds for every model: its example input, its options, its state, and that its layers are fastconv's."""
 
 import inspect
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -55,7 +56,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     models = commands.add_parser("models", help="list the models, or show the layers of one")
-    models.add_argument("model", nargs="?", help="show the layers and parameters of this model")
+    models.add_argument("model", nargs="?", help="show the layers of this model: shapes, parameters, MACs")
+    models.add_argument("--draw", type=Path, metavar="FILE.svg", help="draw the sizes of its feature maps")
     models.set_defaults(run=_models)
 
     train = commands.add_parser("train", help="train a model on images", argument_default=argparse.SUPPRESS)
@@ -213,19 +215,27 @@ def _models(options: argparse.Namespace) -> int:
 
     from fastconv import models
 
-    if options.model is None:
-        names = models.list_models()
-        with torch.device("meta"):
-            counts = [_count(models.create_model(name)) for name in names]
-        print(table(["model", "parameters"], [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]))
-        return 0
-    model = models.create_model(options.model)
-    rows = []
-    for name, module in model.named_modules():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.requires_grad)
-        if own or not any(True for _ in module.children()):
-            rows.append([name, repr(module).partition("\n")[0], f"{own:,}"])
-    print(table(["layer", "", "parameters"], [*rows, ["total", "", f"{_count(model):,}"]]))
+    with torch.device("meta"):  # shapes without values: no model takes time or memory
+        if options.model is None:
+            if options.draw is not None:
+                raise ValueError("--draw needs the name of a model")
+            rows = []
+            for name in models.list_models():
+                entry = models.model_entry(name)
+                shape = "x".join(map(str, entry.input_shape))
+                rows.append([name, f"{_count(entry.builder()):,}", shape, entry.summary])
+            print(table(["model", "parameters", "input", ""], rows))
+            return 0
+        entry = models.model_entry(options.model)
+        model = entry.builder().eval()
+        summary = models.summary(model, input_data=entry.example_input())
+    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        importlib.import_module("rich").print(summary)
+    else:
+        print(summary)
+    if options.draw is not None:
+        options.draw.write_text(models.draw(summary, options.model), encoding="utf-8")
+        print(f"The picture is in {options.draw}")
     return 0
 
 

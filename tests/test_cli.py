@@ -62,13 +62,15 @@ def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert f"usage: fastconv {command}" in capsys.readouterr().out
 
 
-def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["models"]) == 0
-    assert re.search(r"^lenet5 +60,000$", capsys.readouterr().out, re.MULTILINE)
-    assert cli.main(["models", "lenet5"]) == 0
+    assert re.search(r"^lenet5 +60,000 +1x32x32 +LeNet-5 as published", capsys.readouterr().out, re.MULTILINE)
+    assert cli.main(["models", "lenet5", "--draw", str(tmp_path / "lenet5.svg")]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^c3 +ConnectionTableConv2d\(.*\) +1,516$", printed, re.MULTILINE)
-    assert re.search(r"^total +60,000$", printed, re.MULTILINE)
+    assert re.search(r"^c3 +ConnectionTableConv2d +1x16x10x10 +5x5 +1,516 +150,000 +14x14$", printed, re.MULTILINE)
+    assert "LeNet5: 60,000 parameters" in printed
+    assert (tmp_path / "lenet5.svg").read_text().startswith("<svg")
+    assert cli.main(["models", "--draw", "x.svg"]) == 2
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

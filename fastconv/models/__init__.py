@@ -1,5 +1,7 @@
 """The classic convolutional networks on fastconv's layers, by name (`create_model`) or by builder (`resnet50`)."""
 
+from fastconv.models.alexnet import AlexNet, TwoTowerAlexNet2012, alexnet, alexnet_2012
+from fastconv.models.cnn1d import cnn1d
 from fastconv.models.densenet import (
     DenseBlock,
     DenseLayer,
@@ -11,9 +13,12 @@ from fastconv.models.densenet import (
     densenet_bc_100,
     mini_densenet,
 )
+from fastconv.models.drawing import draw
 from fastconv.models.fashion import fashion_cnn
+from fastconv.models.fcn import FCN, FCNResNet, fcn8s, fcn16s, fcn32s, fcn_resnet50
 from fastconv.models.googlenet import GoogLeNet, GoogLeNetOutputs, Inception, googlenet, googlenet_2014, mini_googlenet
 from fastconv.models.lenet import LeNet5, lenet5, lenet5_modern
+from fastconv.models.mlp import mlp
 from fastconv.models.registry import ModelEntry, create_model, list_models, model_entry, register_model
 from fastconv.models.resnet import (
     BasicBlock,
@@ -36,6 +41,8 @@ from fastconv.models.resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from fastconv.models.summary import LayerRecord, Summary, summary
+from fastconv.models.textcnn import TextCNN, text_cnn
 from fastconv.models.vgg import (
     VGG,
     FullyConvVGG,
@@ -52,27 +59,42 @@ from fastconv.models.vgg import (
 )
 
 __all__ = [
+    "FCN",
     "VGG",
+    "AlexNet",
     "BasicBlock",
     "Bottleneck",
     "CifarResNet",
     "DenseBlock",
     "DenseLayer",
     "DenseNet",
+    "FCNResNet",
     "FullyConvVGG",
     "GoogLeNet",
     "GoogLeNetOutputs",
     "Inception",
+    "LayerRecord",
     "LeNet5",
     "ModelEntry",
     "ResNet",
+    "Summary",
+    "TextCNN",
+    "TwoTowerAlexNet2012",
+    "alexnet",
+    "alexnet_2012",
+    "cnn1d",
     "create_model",
     "densenet121",
     "densenet161",
     "densenet169",
     "densenet201",
     "densenet_bc_100",
+    "draw",
     "fashion_cnn",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
+    "fcn_resnet50",
     "googlenet",
     "googlenet_2014",
     "lenet5",
@@ -81,6 +103,7 @@ __all__ = [
     "mini_densenet",
     "mini_googlenet",
     "mini_vgg",
+    "mlp",
     "model_entry",
     "register_model",
     "resnet18",
@@ -96,6 +119,8 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "summary",
+    "text_cnn",
     "vgg11",
     "vgg11_bn",
     "vgg13",

@@ -61,11 +61,14 @@ class DenseLayer(torch.nn.Module):
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """While a batch is computed a second time, it does not enter the running statistics a second time."""
-        self.norm1.track_running_stats, tracked = False, self.norm1.track_running_stats
+        statistics = dict(self.norm1.named_buffers())
+        for name, buffer in statistics.items():
+            setattr(self.norm1, name, buffer.clone())
         try:
             yield
         finally:
-            self.norm1.track_running_stats = tracked
+            for name, buffer in statistics.items():
+                setattr(self.norm1, name, buffer)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         if self.memory_efficient and torch.is_grad_enabled():
@@ -183,25 +186,37 @@ def _rename_published(module: torch.nn.Module, state: dict[str, Any], *_: Any) -
 
 @register_model(input_shape=(3, 224, 224))
 def densenet121(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> DenseNet:
-    """DenseNet-121 (k = 32) of the paper's table 1; `options` are those of `DenseNet`."""
+    """DenseNet-121 (k = 32) of the paper's table 1.
+
+    `options` are those of `DenseNet`.
+    """
     return DenseNet(32, (6, 12, 24, 16), 64, num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def densenet161(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> DenseNet:
-    """DenseNet-161 (k = 48) of the authors' code; `options` are those of `DenseNet`."""
+    """DenseNet-161 (k = 48) of the authors' code.
+
+    `options` are those of `DenseNet`.
+    """
     return DenseNet(48, (6, 12, 36, 24), 96, num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def densenet169(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> DenseNet:
-    """DenseNet-169 (k = 32) of the paper's table 1; `options` are those of `DenseNet`."""
+    """DenseNet-169 (k = 32) of the paper's table 1.
+
+    `options` are those of `DenseNet`.
+    """
     return DenseNet(32, (6, 12, 32, 32), 64, num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def densenet201(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> DenseNet:
-    """DenseNet-201 (k = 32) of the paper's table 1; `options` are those of `DenseNet`."""
+    """DenseNet-201 (k = 32) of the paper's table 1.
+
+    `options` are those of `DenseNet`.
+    """
     return DenseNet(32, (6, 12, 48, 32), 64, num_classes, in_channels, **options)
 
 

@@ -20,10 +20,11 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int) -> list[
 
 @register_model(input_shape=(1, 28, 28))
 def fashion_cnn(num_classes: int = 10, in_channels: int = 1, dropout: float = 0.5) -> torch.nn.Sequential:
-    """Five convolutions (7x7, then 3x3) with poolings between and three linear layers, 1,262,218 parameters.
+    """Five convolutions (7x7, then 3x3) with poolings between, and three linear layers: for Fashion-MNIST.
 
     64@7x7, pooling, 2 x 128@3x3, pooling, 2 x 256@3x3, pooling, 64, dropout, 64, dropout, classes; every convolution
-    keeps the size. The book has 128 units in the first linear layer; weights are drawn by He's initialisation.
+    keeps the size; 1,262,218 parameters. The book has 128 units in the first linear layer; weights are drawn by He's
+    initialisation.
 
     Input: [N, in_channels, 28, 28]. Output: [N, num_classes], for cross entropy.
     """

@@ -210,7 +210,7 @@ def googlenet_2014(
     dropout: float = 0.4,
     dropout_aux: float = 0.7,
 ) -> GoogLeNet:
-    """GoogLeNet as published in 2014: local response normalisation, no batch normalisation, two auxiliary heads.
+    """GoogLeNet as published in 2014: local response normalisation, two auxiliary heads.
 
     13.4 million parameters, 7.0 million without the heads. The paper leaves open: the numbers of the local response
     normalisation (here n = 5, α = 1e-4 over n, β = 0.75, k = 1) and the initialisation (here Glorot's, biases 0.2),
@@ -239,11 +239,11 @@ def googlenet(
     dropout_aux: float = 0.7,
     small_input: bool = False,
 ) -> GoogLeNet:
-    """GoogLeNet with torchvision's parameters, shapes and initialisation: batch normalisation, two auxiliary heads.
+    """GoogLeNet with torchvision's parameters: batch normalisation, two auxiliary heads.
 
-    It differs from the paper as torchvision's does: batch normalisation takes the place of the local response
-    normalisation and of the convolutions' biases, the third branch is 3x3 where the paper's is 5x5 (torchvision's
-    issue 906), and the auxiliary heads pool adaptively.
+    Shapes and initialisation too are torchvision's. It differs from the paper as torchvision's does: batch
+    normalisation takes the place of the local response normalisation and of the convolutions' biases, the third
+    branch is 3x3 where the paper's is 5x5 (torchvision's issue 906), and the auxiliary heads pool adaptively.
 
     Input, output and arguments: those of `GoogLeNet`.
     """
@@ -284,9 +284,10 @@ class Downsample(torch.nn.Module):
 
 @register_model(input_shape=(3, 28, 28))
 def mini_googlenet(num_classes: int = 10, in_channels: int = 3) -> torch.nn.Sequential:
-    """The small Inception of Zhang et al. (2017, figure 3) for CIFAR-10's middle 28x28 pixels, 1.65 million parameters.
+    """The small Inception of Zhang et al. (2017, figure 3), for images of 28x28: 1.65 million parameters.
 
-    Modules of two branches, batch normalisation behind every convolution; weights are drawn by He's initialisation.
+    It was drawn up for the middle of CIFAR-10's images. Modules of two branches, batch normalisation behind every
+    convolution; weights are drawn by He's initialisation.
 
     Input: [N, in_channels, 28, 28], or any other size. Output: [N, num_classes].
     """

@@ -288,61 +288,91 @@ class CifarResNet(torch.nn.Module):
 
 @register_model(input_shape=(3, 224, 224))
 def resnet18(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-18 of the paper's table 1; `options` are those of `ResNet`."""
+    """ResNet-18 of the paper's table 1.
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnet34(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-34 of the paper's table 1; `options` are those of `ResNet`."""
+    """ResNet-34 of the paper's table 1.
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnet50(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-50 of the paper's table 1, strides as in `Bottleneck`; `options` are those of `ResNet`."""
+    """ResNet-50 of the paper's table 1, with the strides of `Bottleneck`.
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnet101(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-101 of the paper's table 1, strides as in `Bottleneck`; `options` are those of `ResNet`."""
+    """ResNet-101 of the paper's table 1, strides as in `Bottleneck`.
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnet152(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-152 of the paper's table 1, strides as in `Bottleneck`; `options` are those of `ResNet`."""
+    """ResNet-152 of the paper's table 1, strides as in `Bottleneck`.
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnext50_32x4d(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNeXt-50 with 32 groups of width 4 (Xie et al., table 1); `options` are those of `ResNet`."""
+    """ResNeXt-50 with 32 groups of width 4 (Xie et al., table 1).
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, groups=32, width_per_group=4, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnext101_32x8d(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNeXt-101 with 32 groups of width 8 (after Xie et al.); `options` are those of `ResNet`."""
+    """ResNeXt-101 with 32 groups of width 8 (after Xie et al.).
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, groups=32, width_per_group=8, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def resnext101_64x4d(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNeXt-101 with 64 groups of width 4 (Xie et al., table 4); `options` are those of `ResNet`."""
+    """ResNeXt-101 with 64 groups of width 4 (Xie et al., table 4).
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, groups=64, width_per_group=4, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def wide_resnet50_2(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-50 with twice as wide 3x3 convolutions (Zagoruyko and Komodakis, table 8); `options` as for `ResNet`."""
+    """ResNet-50 with twice as wide 3x3 convolutions (Zagoruyko and Komodakis, table 8).
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, width_per_group=128, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def wide_resnet101_2(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> ResNet:
-    """ResNet-101 with twice as wide 3x3 convolutions (after Zagoruyko and Komodakis); `options` as for `ResNet`."""
+    """ResNet-101 with twice as wide 3x3 convolutions (after Zagoruyko and Komodakis).
+
+    `options` are those of `ResNet`.
+    """
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, width_per_group=128, **options)
 
 

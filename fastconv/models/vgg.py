@@ -184,55 +184,79 @@ class FullyConvVGG(torch.nn.Module):
 
 @register_model(input_shape=(3, 224, 224))
 def vgg11(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-11, configuration A of the paper; `options` are those of `VGG`."""
+    """VGG-11, configuration A of the paper.
+
+    `options` are those of `VGG`.
+    """
     return VGG("A", num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg13(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-13, configuration B of the paper; `options` are those of `VGG`."""
+    """VGG-13, configuration B of the paper.
+
+    `options` are those of `VGG`.
+    """
     return VGG("B", num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg16(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-16, configuration D of the paper; `options` are those of `VGG`."""
+    """VGG-16, configuration D of the paper.
+
+    `options` are those of `VGG`.
+    """
     return VGG("D", num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg19(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-19, configuration E of the paper; `options` are those of `VGG`."""
+    """VGG-19, configuration E of the paper.
+
+    `options` are those of `VGG`.
+    """
     return VGG("E", num_classes, in_channels, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg11_bn(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-11 with batch normalisation; `options` are those of `VGG`."""
+    """VGG-11 with batch normalisation.
+
+    `options` are those of `VGG`.
+    """
     return VGG("A", num_classes, in_channels, batch_norm=True, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg13_bn(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-13 with batch normalisation; `options` are those of `VGG`."""
+    """VGG-13 with batch normalisation.
+
+    `options` are those of `VGG`.
+    """
     return VGG("B", num_classes, in_channels, batch_norm=True, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-16 with batch normalisation; `options` are those of `VGG`."""
+    """VGG-16 with batch normalisation.
+
+    `options` are those of `VGG`.
+    """
     return VGG("D", num_classes, in_channels, batch_norm=True, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg19_bn(num_classes: int = 1000, in_channels: int = 3, **options: Any) -> VGG:
-    """VGG-19 with batch normalisation; `options` are those of `VGG`."""
+    """VGG-19 with batch normalisation.
+
+    `options` are those of `VGG`.
+    """
     return VGG("E", num_classes, in_channels, batch_norm=True, **options)
 
 
 @register_model(input_shape=(3, 224, 224))
 def vgg16_fully_conv(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5) -> FullyConvVGG:
-    """VGG-16 with its classifier as convolutions (the paper's dense evaluation, section 3.2): any size, many scores.
+    """VGG-16 with its classifier as convolutions, for images of any size (the paper's section 3.2).
 
     It loads the state of `vgg16`, whose linear layers are its convolutions of 7x7 and 1x1 in another shape, and then
     gives for every window of 224x224, at steps of 32 pixels, the scores that `vgg16` gives for that window, but for

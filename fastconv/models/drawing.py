@@ -1,0 +1,203 @@
+"""A picture of the feature maps through a network, as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from xml.sax.saxutils import escape
+
+import torch
+
+from fastconv.models.summary import Call, Summary
+
+__all__ = ["draw"]
+
+# Colours by what makes the maps: front, top, side.
+_COLOURS = {
+    "input": ("#d7dbe0", "#e9ecef", "#b9c0c8"),
+    "convolution": ("#6ea8dc", "#9cc6ec", "#4a86c0"),
+    "pooling": ("#f0b46c", "#f7d0a0", "#d2924a"),
+    "block": ("#74c0a4", "#a4dac6", "#4f9c80"),
+    "upsampling": ("#c79bd8", "#ddc0e8", "#a678b8"),
+    "linear": ("#e58c8a", "#f0b5b3", "#c46a68"),
+    "other": ("#bfc5cc", "#d9dde1", "#9da5ae"),
+}
+_POOLING = tuple(
+    family
+    for family in vars(torch.nn.modules.pooling).values()
+    if isinstance(family, type) and issubclass(family, torch.nn.Module) and family is not torch.nn.Module
+)
+_CONVOLUTION = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
+
+_FONT = "font-family='Helvetica, Arial, sans-serif'"
+_HEIGHT, _GAP, _MARGIN = 190.0, 26.0, 28.0
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Maps of one shape, and the layers one after the other that give them."""
+
+    name: str
+    title: str
+    kind: str
+    shape: tuple[int, ...]
+    repeats: int = 1
+
+
+def draw(summary: Summary, title: str = "") -> str:
+    """The feature maps from input to output as the text of an SVG file.
+
+    Each box is what one layer gives, or a module with branches of its own (a residual block, an inception module), or
+    several equal ones in a row. A box is as high as the square root of the maps' height and as deep as that of their
+    width, on the scale of the largest map, and as thick as the logarithm of the number of channels; a vector is a
+    column as high as the logarithm of its length. Layers that keep shape and positions (normalisation, activation,
+    dropout) are left out.
+
+    Args:
+        summary: of `fastconv.models.summary`; the first image of the batch is drawn.
+        title: the model's name; its class if not given.
+    """
+    stages = list(_stages(summary))
+    largest = max((size for stage in stages for size in stage.shape[1:]), default=1)
+    boxes, x = [], _MARGIN
+    for stage in stages:
+        box = _Box(stage, largest)
+        column = max(box.width, box.label_width)
+        boxes.append(box.svg(x + column / 2))
+        x += column + _GAP
+    width = x - _GAP + _MARGIN
+    middle, bottom = _Box.middle, _Box.middle + _HEIGHT / 2 + 96
+    axis = (
+        f"<line x1='{_MARGIN}' y1='{middle}' x2='{width - _MARGIN}' y2='{middle}' stroke='#cdd3d9' stroke-width='1.5'/>"
+    )
+    heading = f"{title or summary.model}: {summary.parameters:,} parameters, {summary.macs:,} multiply-adds"
+    legend, place = [], _MARGIN
+    for kind in dict.fromkeys(stage.kind for stage in stages):
+        legend.append(
+            f"<rect x='{place}' y='{bottom - 10}' width='12' height='12' rx='2' fill='{_COLOURS[kind][0]}'/>"
+            f"<text x='{place + 18}' y='{bottom}' {_FONT} font-size='12' fill='#57606a'>{kind}</text>"
+        )
+        place += 18 + 7 * len(kind) + 24
+    width = max(width, place, 9.5 * len(heading) + 2 * _MARGIN)
+    return "\n".join(
+        [
+            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{bottom + 24:.0f}' "
+            f"viewBox='0 0 {width:.0f} {bottom + 24:.0f}'>",
+            "<rect width='100%' height='100%' fill='white'/>",
+            f"<text x='{_MARGIN}' y='34' {_FONT} font-size='17' font-weight='bold' fill='#24292f'>"
+            f"{escape(heading)}</text>",
+            axis,
+            *boxes,
+            *legend,
+            "</svg>\n",
+        ]
+    )
+
+
+def _stages(summary: Summary) -> Iterator[_Stage]:
+    """What is drawn: the input, then each layer or module that changes shape or positions, equal neighbours as one."""
+    last = _Stage("input", "", "input", summary.inputs[0][1:])
+    for call in _chain(summary.root):
+        stage = _stage(call)
+        if stage is None:
+            continue
+        if (stage.title, stage.kind, stage.shape) == (last.title, last.kind, last.shape):
+            last = replace(last, name=_span(last.name, stage.name), repeats=last.repeats + 1)
+        else:
+            yield last
+            last = stage
+    yield last
+    output = summary.root.outputs[0][1:] if summary.root.outputs else last.shape
+    if output != last.shape:
+        yield _Stage("output", "", "other", output)
+
+
+def _chain(call: Call) -> Iterator[Call]:
+    """The calls one after the other inside a model; a container that is only a chain of layers is opened."""
+    for inner in call.inner:
+        if inner.inner and type(inner.module).forward is torch.nn.Sequential.forward:
+            yield from _chain(inner)
+        else:
+            yield inner
+
+
+def _stage(call: Call) -> _Stage | None:
+    module = call.module
+    if not call.outputs or not call.outputs[0][1:]:
+        return None
+    shape = call.outputs[0][1:]
+    window = "×".join(map(str, call.kernel)) if call.kernel else ""
+    if isinstance(module, _TRANSPOSED):
+        kind = "upsampling"
+    elif isinstance(module, _CONVOLUTION) or (call.kernel and call.macs):
+        kind = "convolution"
+    elif isinstance(module, _POOLING) or call.kernel:
+        kind = "pooling"
+    elif isinstance(module, torch.nn.Linear):
+        kind = "linear"
+    elif call.inner:
+        kind = "block"
+    elif isinstance(module, torch.nn.Embedding):
+        kind = "other"
+    else:
+        return None
+    return _Stage(call.name or type(module).__name__, f"{type(module).__name__} {window}".strip(), kind, shape)
+
+
+def _span(first: str, last: str) -> str:
+    """A name for neighbours: "layer1.0" to "layer1.2" are "layer1.0 – 2"."""
+    first = first.partition(" – ")[0]
+    common, _, own = last.rpartition(".")
+    return f"{first} – {own if first.rpartition('.')[0] == common else last}"
+
+
+class _Box:
+    """One stage as a box in oblique projection, with its shape above and its layer below."""
+
+    middle = 74 + _HEIGHT / 2
+
+    def __init__(self, stage: _Stage, largest: int) -> None:
+        self.stage = stage
+        channels, *sizes = stage.shape
+        if sizes:
+            scale = _HEIGHT * 0.72 / math.sqrt(largest)
+            self.height = max(3.0, scale * math.sqrt(sizes[0] if len(sizes) > 1 else 1))
+            self.depth = max(3.0, scale * math.sqrt(sizes[-1])) * 0.38
+            self.thickness = 3 + 3.6 * math.log2(channels + 1)
+        else:
+            self.height, self.depth, self.thickness = 9 * math.log2(channels + 1), 3.0, 9.0
+        self.rise = self.depth * 0.72
+        self.width = self.thickness + self.depth
+        shape = " × ".join(map(str, stage.shape))
+        title = stage.title if stage.repeats == 1 else f"{stage.repeats} × {stage.title}"
+        self.labels = (shape, stage.name, title)
+        self.label_width = max(6.9 * len(shape), 6.6 * len(stage.name), 5.9 * len(title))
+
+    def svg(self, centre: float) -> str:
+        front, top, side = _COLOURS[self.stage.kind]
+        left, right = centre - self.width / 2, centre - self.width / 2 + self.thickness
+        upper, lower = self.middle + (self.rise - self.height) / 2, self.middle + (self.rise + self.height) / 2
+        far, rise = self.depth, self.rise
+        faces = (
+            (front, ((left, upper), (right, upper), (right, lower), (left, lower))),
+            (top, ((left, upper), (left + far, upper - rise), (right + far, upper - rise), (right, upper))),
+            (side, ((right, upper), (right + far, upper - rise), (right + far, lower - rise), (right, lower))),
+        )
+        shape, name, title = map(escape, self.labels)
+        below = self.middle + _HEIGHT / 2 + 22
+        text = f"<text x='{centre:.1f}' text-anchor='middle' {_FONT}"
+        return "\n".join(
+            [
+                *(_polygon(colour, points) for colour, points in faces),
+                f"{text} y='{upper - rise - 8:.1f}' font-size='12' fill='#24292f'>{shape}</text>",
+                f"{text} y='{below:.1f}' font-size='11.5' font-weight='bold' fill='#24292f'>{name}</text>",
+                f"{text} y='{below + 16:.1f}' font-size='11' fill='#57606a'>{title}</text>",
+            ]
+        )
+
+
+def _polygon(colour: str, points: Sequence[tuple[float, float]]) -> str:
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f"<polygon points='{corners}' fill='{colour}' stroke='white' stroke-width='0.8' stroke-linejoin='round'/>"

@@ -508,6 +508,7 @@ SETTINGS = {
     "average": {"ema": 0.9, "accumulate": 3, "schedule": "constant", "warm_up": 0.5},
     "bfloat16": {"precision": "bfloat16", "augment": ["crop", "brightness"]},
     "float16": {"precision": "float16"},
+    "lighting": {"model_options": {"in_channels": 3}, "augment": ["lighting"]},
 }
 
 
@@ -615,6 +616,19 @@ def test_tensorboard(small: Options, tmp_path: Path) -> None:
     assert found == pytest.approx([record["test_accuracy"] for record in metrics])
     loop.train(small, tmp_path / "run", overwrite=True)
     assert len(list((tmp_path / "run" / loop.EVENTS).iterdir())) == 1
+
+
+def test_auxiliary_heads_count_less() -> None:
+    """GoogLeNet's outputs are a tuple with the heads behind, those of a segmentation network have names."""
+    labels = torch.tensor([0, 2])
+    heads = main, first, second = torch.randn(3, 2, 3)
+    loss = networks.criterion(torch.nn.Identity(), 0.1)
+    single = [torch.nn.functional.cross_entropy(scores, labels, label_smoothing=0.1) for scores in heads]
+    torch.testing.assert_close(loss(main, labels), single[0])
+    torch.testing.assert_close(loss((main, first, second), labels), single[0] + 0.3 * (single[1] + single[2]))
+    torch.testing.assert_close(loss((main, None, None), labels), single[0])
+    torch.testing.assert_close(loss({"out": main, "aux": first}, labels), single[0] + 0.5 * single[1])
+    torch.testing.assert_close(loss({"out": main}, labels), single[0])
 
 
 def test_confusion() -> None:

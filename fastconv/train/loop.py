@@ -96,7 +96,7 @@ def train(options: Options, output: Path, *, overwrite: bool = False, listener: 
     options.check()
     with distributed.joined(torch.device(options.device)) as world:
         if distributed.restarted(world) and (output / CHECKPOINT).exists():
-            return _resume(output / CHECKPOINT, {}, world, listener)
+            return _resume(output / CHECKPOINT, load_checkpoint(output / CHECKPOINT), {}, world, listener)
         if world.main and output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
             raise RunError(
                 f"{output} exists already: go on with it (--resume), start anew (--overwrite) or take another --output"
@@ -130,11 +130,16 @@ def resume(path: Path, changes: dict[str, Any] | None = None, *, listener: Liste
     saved = load_checkpoint(checkpoint)
     device = (changes or {}).get("device") or saved["arguments"]["device"]
     with distributed.joined(torch.device(device)) as world:
-        return _resume(checkpoint, changes or {}, world, listener)
+        return _resume(checkpoint, saved, changes or {}, world, listener)
 
 
-def _resume(checkpoint: Path, changes: dict[str, Any], world: distributed.World, listener: Listener | None) -> Result:
-    saved = load_checkpoint(checkpoint)
+def _resume(
+    checkpoint: Path,
+    saved: dict[str, Any],
+    changes: dict[str, Any],
+    world: distributed.World,
+    listener: Listener | None,
+) -> Result:
     try:
         options = Options(**saved["arguments"])
         for name, value in changes.items():

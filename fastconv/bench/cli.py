@@ -12,6 +12,8 @@ import torch
 from fastconv.bench import overhead, plots, report
 from fastconv.bench.layers import SUITES, Suite, select
 from fastconv.bench.machine import describe, measure_ceiling
+from fastconv.bench.model import CHOICES, ModelSource, run_model
+from fastconv.bench.model import PASSES as MODEL_PASSES
 from fastconv.bench.peers import LAYOUTS
 from fastconv.bench.run import PASSES, Report, jobs, run_suite
 
@@ -23,9 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="SUITE|PROBLEM",
         help=f"{', '.join(SUITES)}, all, or a problem such as conv2d:8,128,28,28,128,3x3,stride=1,padding=1 "
-        "(operator:N,C,H,W,outputs,kernel,parameters); default: quick, nothing with --overhead",
+        "(operator:N,C,H,W,outputs,kernel,parameters); default: quick, nothing with --overhead or --model",
     )
     parser.add_argument("--overhead", action="store_true", help="time calls on tiny tensors, for every operator")
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE.py:CALLABLE|MODULE:CALLABLE",
+        help="time a model: each layer, its inference and its training step; one of `fastconv models`, or your own "
+        "(default callable: model)",
+    )
+    parser.add_argument("--batch", type=_positive(int), default=8, help="images that --model NAME gets (default 8)")
+    parser.add_argument(
+        "--input",
+        type=_shape,
+        action="append",
+        metavar="8x3x224x224",
+        help="sizes of an argument of --model; repeat it for further arguments",
+    )
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory of --model, too")
     parser.add_argument("--passes", type=_list_of(PASSES), default=PASSES, help=f"of {','.join(PASSES)}")
     parser.add_argument("--layouts", type=_list_of(LAYOUTS), default=LAYOUTS, help=f"of {','.join(LAYOUTS)}")
     parser.add_argument("--threads", type=_positive(int), help="default: as torch is set")
@@ -40,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark; 2 for a bad argument, 1 if a result is wrong."""
     try:
-        suite = select(args.what or ([] if args.overhead else ["quick"]))
+        suite = select(args.what or ([] if args.overhead or args.model else ["quick"]))
         old = Report.load(args.compare) if args.compare else None
     except (ValueError, OSError) as error:
         print(f"fastconv bench: {error}", file=sys.stderr)
@@ -52,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads or before)
     try:
         measured = _measure(suite, args)
+    except ValueError as error:  # of --model
+        print(f"fastconv bench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fastconv bench: interrupted", file=sys.stderr)
         return 130
@@ -59,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(before)
 
     shown = report.tables(measured)
-    if old:
+    if old and measured.results:
         shown.append(report.compare_table(measured, old))
     markdown = "\n".join(table.markdown() for table in shown)
     if args.markdown == "-":
@@ -73,13 +93,21 @@ def run(args: argparse.Namespace) -> int:
     if args.plots and measured.results:
         for file in plots.save(measured, args.plots):
             print(f"wrote {file}", file=sys.stderr)
-    return int(any(result.wrong for result in measured.results))
+    runs = measured.model.runs if measured.model else []
+    return int(any(result.wrong for result in measured.results) or any(run.wrong for run in runs))
 
 
 def _measure(suite: Suite, args: argparse.Namespace) -> Report:
     threads = torch.get_num_threads()
     machine, ceiling = describe(threads), measure_ceiling(threads)
-    with _Progress(len(jobs(suite, args.layouts, args.passes)) + len(overhead.CASES) * args.overhead) as progress:
+    steps = len(jobs(suite, args.layouts, args.passes)) + len(overhead.CASES) * args.overhead
+    if args.model:
+        steps += len(args.layouts) + len(MODEL_PASSES) + len(CHOICES) * len(args.layouts) * args.memory
+    model = None
+    with _Progress(steps) as progress:
+        if args.model:
+            source = ModelSource(args.model, tuple(args.input or ()), args.batch)
+            model = run_model(source, args.seconds, args.layouts, args.memory, progress.step)
         results = run_suite(
             suite,
             args.seconds,
@@ -90,7 +118,7 @@ def _measure(suite: Suite, args: argparse.Namespace) -> Report:
         calls = []
         if args.overhead:
             calls = overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"))
-    return Report(machine, ceiling.or_better(measure_ceiling(threads)), results, calls, suite.targets)
+    return Report(machine, ceiling.or_better(measure_ceiling(threads)), results, calls, suite.targets, model)
 
 
 class _Progress:
@@ -156,6 +184,16 @@ def _list_of(choices: tuple[str, ...]) -> Any:
         return words
 
     return parse
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected sizes such as 8x3x224x224, got {text!r}")
+    return shape
 
 
 def _positive(type_: type) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastconv.bench.model import ModelResult
 from fastconv.bench.peers import LAYOUTS
 from fastconv.bench.run import Overhead, Report, Result, families
 from fastconv.bench.timing import Timing
@@ -62,7 +63,7 @@ class Table:
         return table
 
     def _left(self) -> set[str]:
-        return set(self.columns) & {"layer", "pass", "family", "operator"}
+        return set(self.columns) & {"layer", "pass", "family", "operator", "layers on", "layout"}
 
 
 def _style(mark: str) -> str:
@@ -143,6 +144,53 @@ def overhead_mark(row: Overhead) -> str:
     return "torch is faster" if row.extra.median > 0 else ""
 
 
+def model_layer_table(model: ModelResult, layout: str) -> Table:
+    """A row a layer of the model: its forward and backward pass on torch and on fastconv."""
+    rows, marks = [], []
+    for layer in model.layers[layout]:
+        times = [*layer.torch, *layer.fastconv]
+        ratios = [*map(_quotient, layer.torch, layer.fastconv), _quotient(layer.torch.total, layer.fastconv.total)]
+        row = [layer.name, layer.layer, str(layer.calls), *(_milliseconds(time) for time in times)]
+        rows.append([*row, *map(_ratio, ratios)])
+        marks.append(layer.refusal or ("torch is faster" if layer.reason_to_keep else ""))
+    columns = ["layer", "operator", "calls"]
+    columns += [f"{library}\n{pass_}\nms" for library in ("torch", "fastconv") for pass_ in ("forward", "backward")]
+    columns += ["ratio\nforward", "ratio\nbackward", "ratio\nboth"]
+    title = f"The layers of {model.source.name}, {LAYOUT_NAMES[layout]}"
+    notes = (
+        "Medians of all calls in one training pass; backward: all gradients that the model needs, in one go. Ratio: "
+        "torch's time divided by fastconv's."
+    )
+    return Table(title, columns, rows, marks, notes)
+
+
+def model_table(report: Report, model: ModelResult) -> Table:
+    """A row for each pass of the whole model, choice of layers and layout."""
+    rows, marks = [], []
+    for run in model.runs:
+        speed = model.images / run.timing.median
+        memory = "–" if run.memory is None else f"{run.memory / 1e6:.0f}"
+        row = [run.pass_, run.choice, LAYOUT_NAMES[run.layout], _time(run.timing), _digits(speed)]
+        rows.append([*row, _ratio(model.ratio(run)), memory])
+        wrong = f"WRONG: differs from torch by {run.error:.1g}" if run.wrong else ""
+        marks.append(wrong or ("torch is faster" if run.choice != "torch" and model.ratio(run) < 1 else ""))
+    columns = ["pass", "layers on", "layout", "ms", "images/s", "ratio\nto best torch", "peak\nMB"]
+    notes = (
+        "Fastest: each layer on the faster library of the tables above, by its forward pass for inference. Training "
+        "step: forward, backward and SGD. Peak: the memory of a process with this alone, beside the libraries "
+        "(--memory)."
+    )
+    return Table(f"{model.source.name}, batch {model.images}. {heading(report)}", columns, rows, marks, notes)
+
+
+def _quotient(a: float, b: float) -> float:
+    return a / b if a and b and math.isfinite(b) else math.nan
+
+
+def _milliseconds(seconds: float) -> str:
+    return _digits(seconds * 1e3) if 0 < seconds < math.inf else "–"
+
+
 def compare_table(report: Report, old: Report) -> Table:
     """What changed since `old`: the ratios to torch, which the machine's load moves less than times."""
     before = {(result.problem, result.pass_): result for result in old.results}
@@ -177,6 +225,9 @@ def tables(report: Report) -> list[Table]:
         shown += [layer_table(report), family_table(report)]
     if report.overhead:
         shown.append(overhead_table(report))
+    if report.model:
+        shown += [model_layer_table(report.model, layout) for layout in report.model.layers]
+        shown.append(model_table(report, report.model))
     return shown
 
 
@@ -204,6 +255,10 @@ def summary(report: Report) -> str:
     if report.overhead:
         worst = max(report.overhead, key=lambda row: row.extra.median)
         lines.append(f"the largest overhead is {worst.extra.median * 1e6:+.1f} µs ({worst.operator})")
+    if report.model:
+        for pass_ in dict.fromkeys(run.pass_ for run in report.model.runs):
+            run = report.model.best(pass_, "fastest")
+            lines.append(f"{report.model.source.name}, {pass_}: {report.model.ratio(run):.2f} times as fast as torch")
     return "; ".join(lines) + "."
 
 

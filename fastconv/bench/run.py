@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fastconv.bench.agreement import TOLERANCE, difference
 from fastconv.bench.layers import Case, Suite, Target
 from fastconv.bench.machine import Ceiling
+from fastconv.bench.model import ModelResult
 from fastconv.bench.peers import FASTCONV, LAYOUTS, PEERS, TORCH, FunctionalPeer
 from fastconv.bench.timing import Timing, geometric_mean, interleave
 
 FORMAT = 1
 PASSES = ("forward", "input_gradient", "weight_gradient", "backward")
-# Relative to the largest element of torch's result. Far above rounding: it tells a wrong result, not an inexact one.
-TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Result:
 
     @property
     def wrong(self) -> bool:
-        return not self.error <= TOLERANCE
+        return not self.error <= TOLERANCE["float32"]
 
     def best(self, peer: str) -> Timing:
         return min(self.timings[peer].values(), key=lambda timing: timing.median)
@@ -101,6 +99,7 @@ class Report:
     results: list[Result]
     overhead: list[Overhead]
     targets: dict[str, Target]
+    model: ModelResult | None = None
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
@@ -125,6 +124,7 @@ class Report:
                 [Result(**result) for result in data["results"]],
                 [Overhead(**row) for row in data["overhead"]],
                 {kind: Target(**target) for kind, target in data["targets"].items()},
+                ModelResult.from_json(data["model"]) if data.get("model") else None,
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a result of `fastconv bench --json`: {error!r}") from error
@@ -178,11 +178,8 @@ def run_pass(
         for peer in peers
         if layout in peer.layouts(case)
     }
-    reference = _first_tensors(work[TORCH.name, layouts[0]]())
-    error = max(
-        (_difference(_first_tensors(work[key]()), reference) for key in work if key[0] == FASTCONV.name),
-        default=0.0,
-    )
+    reference = work[TORCH.name, layouts[0]]()
+    error = max((difference(work[key](), reference) for key in work if key[0] == FASTCONV.name), default=0.0)
     timings: dict[str, dict[str, Timing]] = {}
     for (peer, layout), samples in interleave(work, seconds, rounds).items():
         timings.setdefault(peer, {})[layout] = Timing.of(samples)
@@ -225,11 +222,3 @@ def jobs(suite: Suite, layouts: Sequence[str] = LAYOUTS, passes: Sequence[str] =
         for pass_ in case.passes
         if pass_ in passes and set(layouts) & set(TORCH.layouts(case))
     ]
-
-
-def _first_tensors(result: Any) -> list[torch.Tensor]:
-    return list(result) if isinstance(result, tuple) else [result]
-
-
-def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in zip(ours, theirs, strict=True))

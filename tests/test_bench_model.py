@@ -158,14 +158,12 @@ def test_training_steps_train():
 
 
 def test_peak_memory_counts_what_a_step_needs(own, monkeypatch):
-    small, large = (
-        peak_memory(ModelSource(str(own), ((size, 3, 128, 128),)), "channels_last", {"0": "fastconv"})
-        for size in (1, 32)
-    )
-    outputs = 31 * 4 * 126 * 126 * 4  # bytes that the convolution's results alone need more
-    assert large - small > 2 * outputs
-    with pytest.raises(RuntimeError, match="ValueError"):
-        peak_memory(ModelSource("resnet5"), "channels_first", {})
+    source = ModelSource(str(own), ((32, 3, 128, 128),))
+    outputs = 32 * 4 * 126 * 126 * 4  # bytes of the convolution's results; their gradients are there at the same time
+    assert 2 * outputs < peak_memory(source, "channels_last", {"0": "fastconv"}) < 40 * outputs
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(RuntimeError, match="memory failed"):
+        peak_memory(source, "channels_first", {})
 
 
 def a_report(model):

@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 import fastconv
-from fastconv import fastest, nn
+from fastconv import fastest, nn, swap
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +37,7 @@ def small():
 
 
 def on_fastconv(model):
-    return [type(module).__module__ == "fastconv.nn" for module in model.modules() if not len(list(module.children()))]
+    return [type(module) in swap.TORCH for module in model.modules() if not len(list(module.children()))]
 
 
 def convert(model, example):

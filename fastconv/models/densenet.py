@@ -110,7 +110,7 @@ class DenseNet(torch.nn.Module):
         compression: the share of the maps that a transition keeps; 0.5 in the paper.
         dropout: behind every layer; 0.2 in the paper for CIFAR without augmentation.
         memory_efficient: keep no concatenated maps for the backward pass, but compute them again (Pleiss et al.);
-            gradients and running statistics are the same.
+            gradients are the same, and so are, unlike torchvision's, the running statistics.
         small_input: for images of about 32x32, as the paper's networks for CIFAR: the first convolution is 3x3 with
             stride 1, and no normalisation, ReLU or pooling stands before the first block.
 

@@ -10,7 +10,7 @@ import torch
 from cases import Conv, square
 from test_exact import conv_operands, conv_oracle, mismatch
 
-ALGORITHMS = ("depthwise", "direct")
+ALGORITHMS = ("depthwise", "direct", "grouped")
 
 
 def depthwise(name: str, c: int, h: int, w: int, r: int, s: int, multiplier: int = 1, n: int = 2, **options) -> Conv:

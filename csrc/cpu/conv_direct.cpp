@@ -19,7 +19,11 @@ template <Primitive PRIMITIVE>
 bool applies(const ConvProblem& q) {
   return q.c / q.groups <= most_channels && q.k / q.groups <= most_channels && worth_padding(q, PRIMITIVE);
 }
-bool preferred(const ConvProblem& q) { return q.c / q.groups <= 16 && q.k / q.groups <= 16; }
+// As measured: the more channels, the less the rows may be padded and copied.
+bool preferred(const ConvProblem& q) {
+  const int64_t most = maximum(q.c, q.k) / q.groups;
+  return most <= 8 || (most <= 16 && q.q >= 10) || q.q >= 28;
+}
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // Planes

@@ -14,6 +14,7 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 const Kernels& kernels() {
   static const ConvAlgorithm conv[] = {depthwise_forward,     depthwise_input_gradient,     depthwise_weight_gradient,
+                                       grouped_forward,       grouped_input_gradient,       grouped_weight_gradient,
                                        direct_forward,        direct_input_gradient,        direct_weight_gradient,
                                        implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient};
   static const Kernels table = {FASTCONV_NAME(FASTCONV_ISA), conv, int(sizeof(conv) / sizeof(conv[0])), pool, lrn, convert,

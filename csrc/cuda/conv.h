@@ -10,6 +10,7 @@ using cpu::ConvArgs;
 
 extern const ConvAlgorithm depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient;
 extern const ConvAlgorithm direct_forward, direct_input_gradient, direct_weight_gradient;
+extern const ConvAlgorithm stem_forward, stem_weight_gradient;
 extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient;
 extern const ConvAlgorithm tensor_core_forward, tensor_core_input_gradient, tensor_core_weight_gradient;
 

@@ -64,14 +64,18 @@ Partials<C> partials_in(const ConvProblem& p, const Slices& slices, void* worksp
 }
 
 template <class T, class C>
+void reduce_bias(const ConvProblem& p, const Slices& slices, const Partials<C>& partials, T* gb, void* stream) {
+  device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k, 32)), dim3(256), 0, stream, partials.bias,
+                 gb, WeightStrides{1, 1, 1}, slices.count, 1, 1, int(p.k), 1);
+}
+
+template <class T, class C>
 void finish_weight_gradient(const ConvProblem& p, const Slices& slices, const Partials<C>& partials, T* gw, T* gb,
                             void* stream) {
   const int64_t c = p.c / p.groups, taps = p.r * p.s;
   device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k * c * taps, 32)), dim3(256), 0, stream,
                  partials.weights, gw, weight_strides(p), slices.count, p.groups, int(taps), int(p.k / p.groups), int(c));
-  if (gb)
-    device::launch("reduce_slices", reduce_slices<T, C>, dim3(device::blocks_for(p.k, 32)), dim3(256), 0, stream, partials.bias,
-                   gb, WeightStrides{1, 1, 1}, slices.count, 1, 1, int(p.k), 1);
+  if (gb) reduce_bias(p, slices, partials, gb, stream);
 }
 
 }  // namespace fastconv::FASTCONV_BACKEND

@@ -165,6 +165,22 @@ FASTCONV_DEVICE void store_pack(T* p, const Pack<T, count>& value, FASTCONV_SITE
 #endif
 }
 
+// Stores 16 bytes to device memory in one instruction, whatever surrounds it: nvcc takes store_pack apart where values come out
+// of branches.
+template <int count, class T>
+FASTCONV_DEVICE void store_global(T* p, const Pack<T, count>& value, FASTCONV_SITE) {
+  static_assert(sizeof(value) == 16);
+#ifdef __CUDACC__
+  uint4 word;
+  __builtin_memcpy(&word, &value, sizeof value);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(word.x), "r"(word.y),
+               "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  store_pack(p, value, site);
+#endif
+}
+
 // ---- cp.async ----
 
 #ifdef __CUDACC__

@@ -99,16 +99,15 @@ FASTCONV_DEVICE void store_own(const Normalisation<C>& of, T* y, int64_t c0, int
     const bool row_inside = last ? p0 + pixel < of.pixels : c0 + channel < of.channels;
     const int64_t left = last ? of.channels - c0 - channel : of.pixels - p0 - pixel;
     if (!row_inside || left <= 0) continue;
-    Pack<T, width> out;
+    const auto value = [&](int k) { return result(of.halo + channel + (last ? k : 0), pixel + (last ? 0 : k)); };
+    if (packs) {  // then whole packs are left
+      Pack<T, width> out;
 #pragma unroll
-    for (int k = 0; k < width; ++k)
-      if (k < left) narrow(result(of.halo + channel + (last ? k : 0), pixel + (last ? 0 : k)), out.at[k]);
-    if (packs && left >= width) {
-      store_pack(y + offset, out);
+      for (int k = 0; k < width; ++k) narrow(value(k), out.at[k]);
+      store_global(y + offset, out);
     } else {
-#pragma unroll
-      for (int k = 0; k < width; ++k)
-        if (k < left) y[offset + k] = out.at[k];
+#pragma unroll 1
+      for (int k = 0; k < width && k < left; ++k) narrow(value(k), y[offset + k]);
     }
   }
 }

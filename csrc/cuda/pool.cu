@@ -21,7 +21,7 @@ namespace {
 using namespace fastconv::device;
 using cpu::MaxIndex;
 
-constexpr int threads_a_block = 256;
+constexpr int threads_a_block = 256, blocks_resident = 4;  // at least: 64 registers a thread
 constexpr int64_t band_bytes = 32 << 10;  // of shared memory: several blocks stay resident on one multiprocessor
 
 template <MaxIndex kind>
@@ -46,7 +46,7 @@ struct Maximum {
   C best = -C(INFINITY);
   I at = 0;
 
-  FASTCONV_DEVICE Maximum() = default;
+  Maximum() = default;
   // Before the first value the index is that of the window's first position inside the input.
   FASTCONV_DEVICE Maximum(const Pooling<I>& pool, const Span<I>& across, const Span<I>& along)
       : at(index(pool, across, along, 0, 0)) {}
@@ -122,7 +122,7 @@ FASTCONV_DEVICE void each_element(int64_t planes, Place place, const Body& body)
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_forward_any(Pooling<int64_t> pool, Place from, Place to, const T* x, T* y, Index<kind>* index) {
   each_element(pool.batch * pool.channels, to, [&](int64_t plane, int64_t pixel, int64_t out) {
     const Span<int64_t> across = pool.rows.window(pixel / pool.columns.out),
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_backward_any(Pooling<int64_t> pool, Place from, Place to, const T* gy, const Index<kind>* index, T* gx) {
   each_element(pool.batch * pool.channels, to, [&](int64_t plane, int64_t pixel, int64_t out) {
     const auto at = [&](int64_t p, int64_t q) { return from(plane, p * pool.columns.out + q); };
@@ -151,13 +151,13 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_gather_any(Pooling<int64_t> pool, Place from, Place to, const T* v, const Index<kind>* index, T* y) {
   each_element(pool.batch * pool.channels, to, [&](int64_t plane, int64_t pixel, int64_t out) {
     const Span<int64_t> across = pool.rows.window(pixel / pool.columns.out),
                         along = pool.columns.window(pixel % pool.columns.out);
     int64_t h = int64_t(index[out]) / pool.columns.in, w = int64_t(index[out]) % pool.columns.in;
-    bool valid = index[out] >= 0 && h < pool.rows.in;
+    bool valid = int64_t(index[out]) >= 0 && h < pool.rows.in;
     if (kind == MaxIndex::window) {
       const int64_t i = index[out] / pool.pitch - across.tap, j = index[out] % pool.pitch - along.tap;
       valid = i >= 0 && i < across.count && j >= 0 && j < along.count;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     average_forward_any(Pooling<int64_t> pool, Place from, Place to, const T* x, T* y) {
   each_element(pool.batch * pool.channels, to, [&](int64_t plane, int64_t pixel, int64_t out) {
     const Span<int64_t> across = pool.rows.window(pixel / pool.columns.out),
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     average_backward_any(Pooling<int64_t> pool, Place from, Place to, const T* gy, T* gx) {
   each_element(pool.batch * pool.channels, to, [&](int64_t plane, int64_t pixel, int64_t out) {
     narrow(gathered_average<T>(pool, pixel / pool.columns.in, pixel % pool.columns.in,
@@ -208,7 +208,8 @@ FASTCONV_DEVICE void each_pack(int64_t batch, int columns, int pixels, int chann
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block) max_forward_last(Pooling<int> pool, const T* x, T* y, Index<kind>* index) {
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
+    max_forward_last(Pooling<int> pool, const T* x, T* y, Index<kind>* index) {
   constexpr int width = pack<T>;
   each_pack<width>(pool.batch, pool.columns.out, pool.out_plane(), pool.channels, [&](int p, int q, int c, int64_t n) {
     const Span<int> across = pool.rows.window(p), along = pool.columns.window(q);
@@ -238,7 +239,7 @@ __global__ void __launch_bounds__(threads_a_block) max_forward_last(Pooling<int>
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_backward_last(Pooling<int> pool, const T* gy, const Index<kind>* index, T* gx) {
   constexpr int width = pack<T>;
   constexpr int part = width * sizeof(Index<kind>) > 16 ? 16 / int(sizeof(Index<kind>)) : width;
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block) average_forward_last(Pooling<int> pool, const T* x, T* y) {
+__global__ void __launch_bounds__(threads_a_block, blocks_resident) average_forward_last(Pooling<int> pool, const T* x, T* y) {
   constexpr int width = pack<T>;
   each_pack<width>(pool.batch, pool.columns.out, pool.out_plane(), pool.channels, [&](int p, int q, int c, int64_t n) {
     const Span<int> across = pool.rows.window(p), along = pool.columns.window(q);
@@ -288,7 +289,8 @@ __global__ void __launch_bounds__(threads_a_block) average_forward_last(Pooling<
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block) average_backward_last(Pooling<int> pool, const T* gy, T* gx) {
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
+    average_backward_last(Pooling<int> pool, const T* gy, T* gx) {
   constexpr int width = pack<T>;
   each_pack<width>(pool.batch, pool.columns.in, pool.in_plane(), pool.channels, [&](int h, int w, int c, int64_t n) {
     const T* image = gy + n * pool.out_plane() * pool.channels + c;
@@ -396,7 +398,7 @@ struct Bands {
 };
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_forward_band(Pooling<int> pool, Bands bands, const T* x, T* y, Index<kind>* index) {
   FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
   const auto tiles = carve<T, Index<kind>>(shared, bands.source, bands.result);
@@ -430,7 +432,7 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T, MaxIndex kind>
-__global__ void __launch_bounds__(threads_a_block)
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_backward_band(Pooling<int> pool, Bands bands, const T* gy, const Index<kind>* index, T* gx) {
   FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
   const auto tiles = carve<T, Index<kind>>(shared, bands.source, bands.result);
@@ -459,7 +461,8 @@ __global__ void __launch_bounds__(threads_a_block)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block) average_forward_band(Pooling<int> pool, Bands bands, const T* x, T* y) {
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
+    average_forward_band(Pooling<int> pool, Bands bands, const T* x, T* y) {
   FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
   const auto tiles = carve<T, uint8_t>(shared, bands.source, bands.result);
   for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
@@ -488,7 +491,8 @@ __global__ void __launch_bounds__(threads_a_block) average_forward_band(Pooling<
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_a_block) average_backward_band(Pooling<int> pool, Bands bands, const T* gy, T* gx) {
+__global__ void __launch_bounds__(threads_a_block, blocks_resident)
+    average_backward_band(Pooling<int> pool, Bands bands, const T* gy, T* gx) {
   FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
   const auto tiles = carve<T, uint8_t>(shared, bands.source, bands.result);
   for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {

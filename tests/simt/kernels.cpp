@@ -285,6 +285,9 @@ int main(int argc, char** argv) {
           {1, 3, 8, 8, 5, 4, 4, 0, 0, 4, 4, 0, 0, 0, 0, 1, 1, 1, layout, layout, dtype, tf32},
           {1, 72, 3, 4, 130, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, layout, layout, dtype, tf32},
           {3, 1, 1, 40, 8, 1, 5, 0, 0, 1, 3, 0, 0, 4, 4, 1, 2, 1, layout, layout, dtype, tf32},
+          // first layers: positions that begin at every pixel, at every second, with kernels of odd and even width
+          {2, 3, 9, 11, 9, 7, 7, 0, 0, 2, 2, 3, 2, 3, 3, 1, 1, 1, layout, layout, dtype, tf32},
+          {1, 4, 5, 9, 70, 3, 2, 0, 0, 1, 3, 1, 1, 2, -1, 1, 1, 1, layout, Layout::channels_first, dtype, tf32, true},
           // depthwise: strips and tiles that end early, channels in packs and not, multipliers, rows as columns
           {2, 8, 9, 19, 8, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 8, layout, layout, dtype, tf32},
           {1, 16, 9, 8, 16, 3, 3, 0, 0, 2, 2, 1, 1, 1, 1, 1, 1, 16, layout, layout, dtype, tf32, true},

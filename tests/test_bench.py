@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastconv.bench import overhead, report
 from fastconv.bench.cli import add_arguments, run
+from fastconv.bench.engines import ENGINES
 from fastconv.bench.layers import OPERATORS, SUITES, Target, parse, select
 from fastconv.bench.machine import Ceiling, describe, measure_ceiling
-from fastconv.bench.peers import LAYOUTS, TORCH, FunctionalPeer, inputs
+from fastconv.bench.peers import FASTCONV, LAYOUTS, TORCH, FunctionalPeer, inputs
 from fastconv.bench.run import Overhead, Report, Result, families, run_pass
 from fastconv.bench.timing import Timing, geometric_mean, interleave, quartiles
 
@@ -385,3 +386,93 @@ def test_overhead_covers_every_operator():
     assert [(row.operator, row.gradients) for row in rows] == [("conv2d", False), ("conv2d", True)]
     work = overhead.prepare(TORCH, parse("conv2d:1,1,4,4,1,3"), gradients=True)
     assert [tuple(gradient.shape) for gradient in work()] == [(1, 1, 4, 4), (1, 1, 3, 3), (1,)]
+
+
+# ---- other peers
+
+ENGINE_PROBLEMS = [
+    "conv2d:2,4,9,8,6,3x2,stride=2x1,padding=1,dilation=1x2,groups=2",
+    "conv2d:1,3,7,7,4,3,padding=2,stride=3,bias=0",
+    "conv1d:2,4,20,6,3,stride=2,padding=2,dilation=2",
+    "conv_transpose2d:2,4,5,6,4,3x2,stride=2,padding=1x0,output_padding=1,groups=2,dilation=1x2",
+    "max_pool2d:2,3,10,11,3x2,stride=2x3,padding=1,ceil_mode=1",
+    "max_pool2d:1,2,12,12,3,stride=2,ceil_mode=1",
+    "max_pool1d:2,3,10,3,stride=2,padding=1",
+    "avg_pool2d:2,3,10,11,3x2,stride=2,padding=1,count_include_pad=0",
+    "avg_pool2d:2,3,10,11,3,stride=2,padding=1",
+    "avg_pool1d:2,3,10,3,stride=2",
+    "adaptive_avg_pool2d:2,3,4,5,1",
+    "adaptive_max_pool2d:2,3,4,5,1",
+    "local_response_norm:2,7,4,5,5,alpha=0.1,beta=0.5,k=2",
+    "local_response_norm:2,7,4,5,4,alpha=0.1",
+]
+
+
+@pytest.mark.parametrize("problem", ENGINE_PROBLEMS)
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_engines_compute_the_case(engine, problem):
+    if engine.missing:
+        pytest.skip(f"{engine.missing} is not installed")
+    case = parse(problem)
+    if not engine.does(case, "forward", "channels_first", torch.float32):
+        assert case.is_transposed or "adaptive" in problem or "ceil_mode" in problem or case.kernel == (4,)
+        return
+    expected = TORCH.prepare(case, "forward", "channels_first")()
+    torch.testing.assert_close(engine.prepare(case, "forward", "channels_first")(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_engines_take_part_where_they_can():
+    case = parse(PROBLEMS[0])
+    numba = ENGINES[2]
+    both = run_pass(case, "forward", 0, peers=(TORCH, FASTCONV, numba), rounds=1)
+    assert {peer: set(layouts) for peer, layouts in both.timings.items()} == {
+        "torch": set(LAYOUTS),
+        "fastconv": set(LAYOUTS),
+        "numba": {"channels_first"},
+    }
+    assert "numba" not in run_pass(case, "training_step", 0, peers=(TORCH, FASTCONV, numba), rounds=1).timings
+    assert not numba.does(case, "forward", "channels_first", torch.bfloat16)
+    table = report.layer_table(a_report([both, result([2e-3], [1e-3])]))
+    column = table.columns.index("numba\nms")
+    assert table.rows[0][column] != table.rows[1][column] == "–"
+
+
+def test_command_says_which_engines_are_missing(capsys, monkeypatch):
+    monkeypatch.setattr("fastconv.bench.cli.measure_ceiling", lambda threads: Ceiling(1e11, 1e10))
+    monkeypatch.setattr("fastconv.bench.engines.find_spec", lambda name: None)
+    assert command(PROBLEMS[0], "--seconds", 0.001, "--passes", "forward", "--peers", "all") == 0
+    said = capsys.readouterr().err
+    assert "onnxruntime is not installed, so no onnxruntime" in said
+    assert "numba is not installed, so no numba" in said
+
+
+# ---- bfloat16 and training steps
+
+
+def test_bfloat16(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastconv.bench.cli.measure_ceiling", lambda threads: Ceiling(1e11, 1e10))
+    path = tmp_path / "a.json"
+    assert command(*PROBLEMS, "--seconds", 0.001, "--dtype", "bfloat16", "--json", path) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    measured = Report.load(path)
+    assert {row.dtype for row in measured.results} == {measured.machine["dtype"]} == {"bfloat16"}
+    assert {row.problem for row in measured.results} == set(PROBLEMS[:3])  # torch has no LRN of this type
+    case = parse(PROBLEMS[0])
+    assert measured.results[0].bytes == 2 * case.bytes("forward") // 4
+    assert TORCH.prepare(case, "forward", "channels_last", torch.bfloat16)().dtype == torch.bfloat16
+    old = a_report([result([1e-3], [1e-3], problem=PROBLEMS[0])])
+    assert not report.compare_table(measured, old).rows  # of another type
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_training_step_is_all_passes(problem):
+    case = parse(problem)
+    x, *weights = [tensor.requires_grad_() for tensor in inputs(case, "channels_first")]
+    y = TORCH.operator(case)(x, *weights)
+    gy = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    expected = torch.autograd.grad(y, [x, *weights], gy)
+    for peer in (TORCH, FASTCONV):
+        torch.testing.assert_close(peer.prepare(case, "training_step", "channels_first")(), expected)
+    parts = case.passes[:-1]
+    assert case.operations_of("training_step") == len(parts) * case.operations_of("forward")
+    assert case.bytes("training_step") == sum(map(case.bytes, parts))

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from fastconv.bench import overhead, plots, report
+from fastconv.bench.engines import ENGINES, EnginePeer
 from fastconv.bench.layers import SUITES, Suite, select
 from fastconv.bench.machine import describe, measure_ceiling
 from fastconv.bench.model import CHOICES, ModelSource, run_model
 from fastconv.bench.model import PASSES as MODEL_PASSES
-from fastconv.bench.peers import LAYOUTS
-from fastconv.bench.run import PASSES, Report, jobs, run_suite
+from fastconv.bench.peers import LAYOUTS, PEERS
+from fastconv.bench.run import DTYPES, PASSES, Report, jobs, run_suite
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="measure the peak memory of --model, too")
     parser.add_argument("--passes", type=_list_of(PASSES), default=PASSES, help=f"of {','.join(PASSES)}")
     parser.add_argument("--layouts", type=_list_of(LAYOUTS), default=LAYOUTS, help=f"of {','.join(LAYOUTS)}")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the tensors (default {DTYPES[0]})")
+    parser.add_argument(
+        "--peers",
+        type=_list_of(("all", *(engine.name for engine in ENGINES))),
+        default=(),
+        help=f"beside torch, for the forward pass: {', '.join(engine.name for engine in ENGINES)}, or all that are "
+        "installed",
+    )
     parser.add_argument("--threads", type=_positive(int), help="default: as torch is set")
     parser.add_argument("--seconds", type=_positive(float), default=1.0, help="to spend on each row (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for --compare and your own tools")
@@ -99,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(suite: Suite, args: argparse.Namespace) -> Report:
     threads = torch.get_num_threads()
-    machine, ceiling = describe(threads), measure_ceiling(threads)
-    steps = len(jobs(suite, args.layouts, args.passes)) + len(overhead.CASES) * args.overhead
+    machine, ceiling = describe(threads, args.dtype), measure_ceiling(threads)
+    steps = len(jobs(suite, args.layouts, args.passes, args.dtype)) + len(overhead.CASES) * args.overhead
     if args.model:
         steps += len(args.layouts) + len(MODEL_PASSES) + len(CHOICES) * len(args.layouts) * args.memory
     model = None
@@ -114,11 +123,25 @@ def _measure(suite: Suite, args: argparse.Namespace) -> Report:
             args.layouts,
             args.passes,
             progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
+            peers=(*PEERS, *_installed(args.peers)),
+            dtype=args.dtype,
         )
         calls = []
         if args.overhead:
             calls = overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"))
     return Report(machine, ceiling.or_better(measure_ceiling(threads)), results, calls, suite.targets, model)
+
+
+def _installed(names: tuple[str, ...]) -> list[EnginePeer]:
+    """The engines asked for; says which of them are not there."""
+    chosen = []
+    for engine in ENGINES:
+        if engine.name in names or "all" in names:
+            if engine.missing:
+                print(f"fastconv bench: {engine.missing} is not installed, so no {engine.name}", file=sys.stderr)
+            else:
+                chosen.append(engine)
+    return chosen
 
 
 class _Progress:

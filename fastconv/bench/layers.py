@@ -66,8 +66,9 @@ class Case:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """What can be timed of it, each on its own."""
-        return ("forward", "input_gradient", "weight_gradient") if self.is_convolution else ("forward", "backward")
+        """What can be timed of it: each pass on its own, and at last all of them together."""
+        gradients = ("input_gradient", "weight_gradient") if self.is_convolution else ("backward",)
+        return ("forward", *gradients, "training_step")
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -75,8 +76,8 @@ class Case:
             return self.shape
         if self.operator in ADAPTIVE_POOLINGS:
             return (*self.shape[:2], *self.kernel)
-        stride, padding = self._spatial("stride"), self._spatial("padding")
-        dilation, extra = self._spatial("dilation"), self._spatial("output_padding")
+        stride, padding = self.spatial("stride"), self.spatial("padding")
+        dilation, extra = self.spatial("dilation"), self.spatial("output_padding")
         sizes = []
         for i, size in enumerate(self.shape[2:]):
             reach = dilation[i] * (self.kernel[i] - 1)
@@ -114,8 +115,17 @@ class Case:
             return math.prod(self.shape)
         return math.prod(self.output_shape) * math.prod(self.kernel)
 
+    def operations_of(self, pass_: str) -> int:
+        """Those of a pass, or of all passes in a training step."""
+        return self.operations * (len(self.passes) - 1 if pass_ == "training_step" else 1)
+
     def bytes(self, pass_: str, element: int = 4) -> int:
-        """The memory traffic one pass cannot avoid: each tensor it needs read once, each one it makes written once."""
+        """The memory traffic one pass cannot avoid: each tensor it needs read once, each one it makes written once.
+
+        Of a training step, that of the passes it consists of.
+        """
+        if pass_ == "training_step":
+            return sum(self.bytes(part, element) for part in self.passes[:-1])
         source, result = math.prod(self.shape), math.prod(self.output_shape)
         weight = math.prod(self.weight_shape) if self.is_convolution else 0
         both = self.operator == "local_response_norm" and pass_ == "backward"
@@ -159,16 +169,17 @@ class Case:
         if channels <= 4:
             return "stem"
         if self.kernel == (1, 1):
-            return "1x1" if max(self._spatial("stride")) == 1 else "strided"
-        if max(self._spatial("stride")) > 1:
+            return "1x1" if max(self.spatial("stride")) == 1 else "strided"
+        if max(self.spatial("stride")) > 1:
             return "strided"
-        if max(self._spatial("dilation")) > 1:
+        if max(self.spatial("dilation")) > 1:
             return "dilated"
         if self.kernel == (3, 3):
             return "3x3" if min(channels, self.out_channels) >= 32 else "3x3, few channels"
         return "5x5" if self.kernel == (5, 5) else "other dense"
 
-    def _spatial(self, parameter: str) -> tuple[int, ...]:
+    def spatial(self, parameter: str) -> tuple[int, ...]:
+        """The stride, padding or so in every dimension, the operator's own default if the problem says nothing."""
         value = self.parameters.get(parameter)
         if value is None:
             return self.kernel if parameter == "stride" else (int(parameter == "dilation"),) * self.dimensions
@@ -223,7 +234,7 @@ def parse(problem: str, name: str = "") -> Case:
     groups = parameters.get("groups", 1)
     if min(*shape, out_channels, *kernel, groups) < 1 or shape[1] % groups or out_channels % groups:
         raise ValueError(f"problem {problem!r}: sizes must be positive, channels divisible by groups")
-    if any(min(case._spatial(key)) < 1 for key in ("stride", "dilation")):
+    if any(min(case.spatial(key)) < 1 for key in ("stride", "dilation")):
         raise ValueError(f"problem {problem!r}: stride and dilation must be positive")
     if min(case.output_shape) < 1:
         raise ValueError(f"problem {problem!r}: its output would be {list(case.output_shape)}")

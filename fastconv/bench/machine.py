@@ -49,12 +49,13 @@ def measure_ceiling(threads: int, seconds: float = 0.5) -> Ceiling:
     return Ceiling(operations, bandwidth)
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe(threads: int, dtype: str = "float32") -> dict[str, Any]:
     """The machine, the software and the moment."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "dtype": dtype,
         "isa": _C.isa(),
         "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
-
 from fastconv.bench.layers import Case, parse
-from fastconv.bench.peers import FASTCONV, TORCH, FunctionalPeer, Work, inputs
+from fastconv.bench.peers import FASTCONV, TORCH, FunctionalPeer, Work
 from fastconv.bench.run import Overhead
 from fastconv.bench.timing import Timing, interleave
 
@@ -33,12 +31,7 @@ CASES = tuple(
 
 def prepare(peer: FunctionalPeer, case: Case, gradients: bool) -> Work:
     """A call of the operator; with `gradients`, one of it and the backward pass to all its inputs."""
-    if not gradients:
-        return peer.prepare(case, "forward", "channels_first")
-    operator = peer.operator(case)
-    tensors = [tensor.requires_grad_() for tensor in inputs(case, "channels_first")]
-    gy = torch.ones(case.output_shape)
-    return lambda: torch.autograd.grad(operator(*tensors), tensors, gy)
+    return peer.prepare(case, "training_step" if gradients else "forward", "channels_first")
 
 
 def run(

@@ -1,7 +1,8 @@
 """Who is timed: each peer makes of a case, a pass and a layout a function of no arguments that does the work once.
 
 All peers get the same values. A gradient is what torch.autograd.grad does, over a graph recorded once, for those inputs
-whose gradient is asked for: no other gradient is computed, and each call gives fresh tensors.
+whose gradient is asked for: no other gradient is computed, and each call gives fresh tensors. A training step is the
+forward pass and all gradients.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +23,19 @@ _FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.ch
 Work = Callable[[], Any]
 
 
+class Peer(Protocol):
+    """Whoever can do some of the cases."""
+
+    @property
+    def name(self) -> str: ...
+
+    def does(self, case: Case, pass_: str, layout: str, dtype: torch.dtype) -> bool:
+        """Whether it takes part."""
+
+    def prepare(self, case: Case, pass_: str, layout: str, dtype: torch.dtype = ...) -> Work:
+        """The pass as a function of no arguments that gives the result."""
+
+
 @dataclass(frozen=True)
 class FunctionalPeer:
     """A module with the functions of torch.nn.functional."""
@@ -31,6 +45,11 @@ class FunctionalPeer:
 
     def layouts(self, case: Case) -> tuple[str, ...]:
         return LAYOUTS if case.dimensions == 2 else LAYOUTS[:1]
+
+    def does(self, case: Case, pass_: str, layout: str, dtype: torch.dtype) -> bool:
+        # torch has no LRN of bfloat16, so there is nothing to compare with.
+        lacking = case.operator == "local_response_norm" and dtype is torch.bfloat16
+        return layout in self.layouts(case) and not lacking
 
     def operator(self, case: Case) -> Callable[..., torch.Tensor]:
         """The case's operator with its arguments, as a function of the input, and of weight and bias."""
@@ -43,27 +62,30 @@ class FunctionalPeer:
             arguments["kernel_size"] = case.kernel
         return partial(getattr(self.functional, case.operator), **arguments)
 
-    def prepare(self, case: Case, pass_: str, layout: str) -> Work:
-        """Once through `pass_`: forward, input_gradient, weight_gradient (bias included); without weights, backward."""
-        operator, tensors = self.operator(case), inputs(case, layout)
+    def prepare(self, case: Case, pass_: str, layout: str, dtype: torch.dtype = torch.float32) -> Work:
+        """Once through `pass_`: one of the case's; the weight gradient includes the bias's."""
+        operator, tensors = self.operator(case), inputs(case, layout, dtype)
         if pass_ == "forward":
             return partial(operator, *tensors)
-        wanted = tensors[1:] if pass_ == "weight_gradient" else tensors[:1]
+        first, last = {"weight_gradient": (1, None), "training_step": (0, None)}.get(pass_, (0, 1))
+        wanted = tensors[first:last]
         for tensor in wanted:
             tensor.requires_grad_()
         y = operator(*tensors)
         gy = torch.empty_like(y).copy_(_values(y.shape, seed=3))
+        if pass_ == "training_step":
+            return lambda: torch.autograd.grad(operator(*tensors), wanted, gy)
         return lambda: torch.autograd.grad(y, wanted, gy, retain_graph=True)
 
 
-def inputs(case: Case, layout: str) -> list[torch.Tensor]:
+def inputs(case: Case, layout: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """Input, and weight and bias of a convolution, the same values for every peer and layout."""
     shapes: list[tuple[int, ...]] = [case.shape]
     if case.is_convolution:
         shapes += [case.weight_shape] + [(case.out_channels,)] * case.parameters["bias"]
     tensors = []
     for seed, shape in enumerate(shapes):
-        tensor = _values(shape, seed)
+        tensor = _values(shape, seed).to(dtype)
         if len(shape) == 4:
             tensor = tensor.contiguous(memory_format=_FORMATS[layout])
         tensors.append(tensor)

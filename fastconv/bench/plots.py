@@ -13,6 +13,7 @@ PANELS = {
     "forward": ("forward",),
     "input gradient": ("input_gradient", "backward"),  # all there is backward of what has no weights
     "weight gradient": ("weight_gradient",),
+    "training step": ("training_step",),
 }
 
 

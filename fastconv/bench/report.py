@@ -90,12 +90,16 @@ def layer_table(report: Report) -> Table:
     layouts = [layout for layout in LAYOUTS if any(layout in result.timings["torch"] for result in report.results)]
     columns = ["layer", "pass"]
     columns += [f"{peer}\n{LAYOUT_NAMES[layout]}\nms" for peer in ("torch", "fastconv") for layout in layouts]
+    others = list(dict.fromkeys(peer for result in report.results for peer in result.timings))
+    others = [peer for peer in others if peer not in ("torch", "fastconv")]
+    columns += [f"{peer}\nms" for peer in others]
     details = ("rate", "of\nceiling", *[f"ratio\n{LAYOUT_NAMES[layout]}" for layout in layouts])
     columns += [*details, "ratio\nbest"]
     rows = []
     for result in report.results:
         row = [result.name, result.pass_.replace("_", " ")]
         row += [_time(result.timings[peer].get(layout)) for peer in ("torch", "fastconv") for layout in layouts]
+        row += [_time(result.best(peer) if peer in result.timings else None) for peer in others]
         row += [f"{result.rate() / 1e9:.3g} {'GB/s' if result.bound_by_memory else 'GFLOP/s'}"]
         row += [f"{result.share(report.ceiling):.0%}"]
         row += [_ratio(result.ratio(layout)) if layout in result.timings["torch"] else "–" for layout in layouts]
@@ -193,10 +197,10 @@ def _milliseconds(seconds: float) -> str:
 
 def compare_table(report: Report, old: Report) -> Table:
     """What changed since `old`: the ratios to torch, which the machine's load moves less than times."""
-    before = {(result.problem, result.pass_): result for result in old.results}
+    before = {(result.problem, result.pass_, result.dtype): result for result in old.results}
     rows, marks = [], []
     for result in report.results:
-        earlier = before.get((result.problem, result.pass_))
+        earlier = before.get((result.problem, result.pass_, result.dtype))
         if earlier is None:
             continue
         change = result.ratio() / earlier.ratio()
@@ -231,11 +235,16 @@ def tables(report: Report) -> list[Table]:
     return shown
 
 
+def dtype(report: Report) -> str:
+    """What the tensors were of."""
+    return report.machine.get("dtype", "float32")
+
+
 def heading(report: Report) -> str:
     machine = report.machine
     ceiling = f"{report.ceiling.operations / 1e9:.0f} GFLOP/s, {report.ceiling.bandwidth / 1e9:.0f} GB/s"
     return (
-        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['isa']}, float32; "
+        f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['isa']}, {dtype(report)}; "
         f"ceiling {ceiling}; torch {machine['torch']}; {machine['date']}, load {machine['load']}"
     )
 

@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastconv.bench.agreement import TOLERANCE, difference
 from fastconv.bench.layers import Case, Suite, Target
 from fastconv.bench.machine import Ceiling
 from fastconv.bench.model import ModelResult
-from fastconv.bench.peers import FASTCONV, LAYOUTS, PEERS, TORCH, FunctionalPeer
+from fastconv.bench.peers import FASTCONV, LAYOUTS, PEERS, TORCH, Peer
 from fastconv.bench.timing import Timing, geometric_mean, interleave
 
 FORMAT = 1
-PASSES = ("forward", "input_gradient", "weight_gradient", "backward")
+PASSES = ("forward", "input_gradient", "weight_gradient", "backward", "training_step")
+DTYPES = tuple(TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Result:
     bound_by_memory: bool
     timings: dict[str, dict[str, Timing]]  # by peer, by layout
     error: float  # largest difference between fastconv's result and torch's, relative to torch's largest element
+    dtype: str = "float32"
 
     @property
     def wrong(self) -> bool:
-        return not self.error <= TOLERANCE["float32"]
+        return not self.error <= TOLERANCE[self.dtype]
 
     def best(self, peer: str) -> Timing:
         return min(self.timings[peer].values(), key=lambda timing: timing.median)
@@ -168,15 +172,17 @@ def run_pass(
     pass_: str,
     seconds: float,
     layouts: Sequence[str] = LAYOUTS,
-    peers: Sequence[FunctionalPeer] = PEERS,
+    peers: Sequence[Peer] = PEERS,
     rounds: int | None = None,
+    dtype: str = "float32",
 ) -> Result:
     """Times one pass of `case`: every peer in every layout, interleaved."""
+    type_ = getattr(torch, dtype)
     work = {
-        (peer.name, layout): peer.prepare(case, pass_, layout)
+        (peer.name, layout): peer.prepare(case, pass_, layout, type_)
         for layout in layouts
         for peer in peers
-        if layout in peer.layouts(case)
+        if peer.does(case, pass_, layout, type_)
     }
     reference = work[TORCH.name, layouts[0]]()
     error = max((difference(work[key](), reference) for key in work if key[0] == FASTCONV.name), default=0.0)
@@ -189,11 +195,12 @@ def run_pass(
         case.family,
         case.kind,
         pass_,
-        case.operations,
-        case.bytes(pass_),
+        case.operations_of(pass_),
+        case.bytes(pass_, type_.itemsize),
         case.bound_by_memory,
         timings,
         error,
+        dtype,
     )
 
 
@@ -204,21 +211,25 @@ def run_suite(
     passes: Sequence[str] = PASSES,
     rounds: int | None = None,
     progress: Callable[[Case, str], None] = lambda case, pass_: None,
+    peers: Sequence[Peer] = PEERS,
+    dtype: str = "float32",
 ) -> list[Result]:
     """Times every pass of every case; tells `progress` before each."""
     results = []
-    for case, pass_ in jobs(suite, layouts, passes):
+    for case, pass_ in jobs(suite, layouts, passes, dtype):
         progress(case, pass_)
         chosen = [layout for layout in layouts if layout in TORCH.layouts(case)]
-        results.append(run_pass(case, pass_, seconds, chosen, rounds=rounds))
+        results.append(run_pass(case, pass_, seconds, chosen, peers, rounds, dtype))
     return results
 
 
-def jobs(suite: Suite, layouts: Sequence[str] = LAYOUTS, passes: Sequence[str] = PASSES) -> list[tuple[Case, str]]:
-    """The cases that have one of `layouts`, with each of their passes that is asked for."""
+def jobs(
+    suite: Suite, layouts: Sequence[str] = LAYOUTS, passes: Sequence[str] = PASSES, dtype: str = "float32"
+) -> list[tuple[Case, str]]:
+    """The cases that torch has in one of `layouts`, with each of their passes that is asked for."""
     return [
         (case, pass_)
         for case in suite.cases
         for pass_ in case.passes
-        if pass_ in passes and set(layouts) & set(TORCH.layouts(case))
+        if pass_ in passes and any(TORCH.does(case, pass_, layout, getattr(torch, dtype)) for layout in layouts)
     ]

@@ -1,4 +1,8 @@
-"""Builds fastconv._C with CMake and Ninja; everything else about the package is in pyproject.toml."""
+"""Builds fastconv._C with CMake and Ninja; everything else about the package is in pyproject.toml.
+
+Environment: FASTCONV_CUDA=auto|on|off (CUDA kernels where nvcc is found, or else an error, or never),
+FASTCONV_CUDA_ARCHS="80;90a", CUDACXX=/path/to/nvcc, FASTCONV_CMAKE_ARGS for anything else.
+"""
 
 import os
 import subprocess
@@ -26,6 +30,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            *(f"-D{name}={os.environ[name]}" for name in ("FASTCONV_CUDA", "FASTCONV_CUDA_ARCHS") if name in os.environ),
             *os.environ.get("FASTCONV_CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)

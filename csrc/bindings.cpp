@@ -325,6 +325,14 @@ void bind_simulation(py::module_ m) {
       py::arg("order"), py::arg("seed"), py::arg("architecture"));
 }
 
+#ifdef FASTCONV_CUDA
+void bind_cuda(py::module_ m) {
+  bind_device(m, device::Backend::cuda);
+  m.attr("architectures") = py::str(FASTCONV_CUDA).attr("split")(",");
+  m.attr("nvcc") = FASTCONV_NVCC;
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -348,7 +356,9 @@ PYBIND11_MODULE(_C, m) {
   bind_device_plan(m);
   bind_simulation(m.def_submodule("simulation", "The CUDA kernels, run and checked on the CPU."));
 #ifdef FASTCONV_CUDA
-  bind_device(m.def_submodule("cuda", "The CUDA kernels."), device::Backend::cuda);
+  bind_cuda(m.def_submodule("cuda", "The CUDA kernels."));
+#else
+  m.attr("without_cuda") = FASTCONV_WITHOUT_CUDA;  // why not
 #endif
   cpu::kernels();  // an unusable FASTCONV_ISA is an import error, not a later crash
 }

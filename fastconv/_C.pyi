@@ -144,6 +144,8 @@ class _Simulation(_Device):
 
 class _Cuda(_Device):
     architectures: list[str]
+    nvcc: str
 
 simulation: _Simulation
 cuda: _Cuda  # in a build with nvcc
+without_cuda: str  # in a build without: why

@@ -5,7 +5,7 @@ import torch  # noqa: F401  (first: the kernels bind to the OpenMP runtime that 
 from fastconv import interface  # noqa: F401  (next: all else would crash in kernels of another version)
 
 # isort: split
-from fastconv import functional, models, nn
+from fastconv import functional, interop, models, nn
 from fastconv._C import KernelFault
 from fastconv.config import algorithms, force_algorithm, show_config, simulate_cuda
 from fastconv.convert import ConversionReport, accelerate, convert, revert
@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "force_algorithm",
     "functional",
+    "interop",
     "models",
     "nn",
     "revert",

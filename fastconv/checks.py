@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fastconv import _C, device
+
 Ints = tuple[int, ...]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-DEVICES = ("cpu", "meta")
+DEVICES = ("cpu", "meta", "cuda") if device.CUDA else ("cpu", "meta")
 INT64_MAX = 2**63 - 1
 AXES = {1: ("width",), 2: ("height", "width")}
 
@@ -95,9 +97,12 @@ def supported(name: str, value: Tensor) -> None:
         known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
         fail(name, f"one of the dtypes {known} (use torch's own function for others)", value.dtype, NotImplementedError)
     if value.device.type not in DEVICES:
+        why = "fastconv has no kernels for other devices"
+        if value.device.type == "cuda":
+            why = f"fastconv was built without CUDA, since {_C.without_cuda}: install it again where nvcc is found"
         fail(
             name,
-            "a tensor on the cpu (fastconv has no kernels for other devices here: use torch's own function, or "
+            f"a tensor on one of the devices {', '.join(DEVICES)} ({why}; or use torch's own function, or "
             "fastconv.convert, which leaves such layers to torch)",
             value.device,
             NotImplementedError,

@@ -88,6 +88,23 @@ def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
     return {primitive: call.target.native.conv_algorithms(call.problem, primitive) for primitive in PRIMITIVES}
 
 
+def _cuda() -> str:
+    if not device.CUDA:
+        return f"not built ({_C.without_cuda})"
+    built = f"built for {', '.join(_C.cuda.architectures)} by nvcc {_C.cuda.nvcc}"
+    if torch.version.cuda is None:
+        return f"{built}; this torch is without CUDA"
+    if not torch.cuda.is_available():
+        return f"{built}; no device present"
+    names = []
+    for i in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(i)
+        runs = device.runs_on(_C.cuda.architectures, capability)
+        name = f"{torch.cuda.get_device_name(i)} (sm_{capability[0]}{capability[1]})"
+        names.append(name if runs else f"{name}, not built for: set FASTCONV_CUDA_ARCHS={capability[0]}{capability[1]}")
+    return f"{built}; present: {'; '.join(names)}"
+
+
 def show_config() -> str:
     """What this build has and uses, as text."""
     from fastconv import __version__
@@ -100,6 +117,6 @@ def show_config() -> str:
         "compiled for": ", ".join(_C.compiled_isas()),
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "openmp": "shared with torch",
-        "cuda": "not built",
+        "cuda": _cuda(),
     }
     return "\n".join(f"{name + ':':<17}{value}" for name, value in lines.items())

@@ -1,6 +1,7 @@
 """The operators as functions with the signatures of torch.nn.functional.
 
-Every function takes float32, float64, float16 and bfloat16 CPU tensors, contiguous or channels_last without a copy
+Every function takes float32, float64, float16 and bfloat16 tensors, on the CPU or (built with nvcc) on a GPU, there on
+torch's current stream, contiguous or channels_last without a copy
 (other strides: one contiguous copy), differentiates any number of times, and returns the same bits for any number of
 threads and whether a sample is alone or inside a batch. To torch.compile, torch.export and torch.func it is an
 operator `torch.ops.fastconv.*`. Bad arguments raise what torch raises: RuntimeError for sizes, TypeError for types,

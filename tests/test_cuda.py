@@ -1,0 +1,150 @@
+"""The kernels on a GPU as PyTorch uses one: streams, devices, graphs, memory. Values: the tests marked backends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastconv
+from fastconv import device
+from fastconv import functional as F
+
+pytestmark = pytest.mark.skipif(not (device.CUDA and torch.cuda.is_available()), reason="no GPU, or built without CUDA")
+
+
+def network(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.local_response_norm(F.avg_pool2d(F.max_pool2d(F.conv2d(x, w, b, padding=1), 2), 2), 3)
+
+
+def operands(where: str = "cuda", dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (8, 16, 24, 24), (32, 16, 3, 3), (32,)
+    return [torch.randn(shape, generator=generator).to(where, dtype).requires_grad_() for shape in shapes]
+
+
+def gradients(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    y = network(*leaves)
+    return [y.detach(), *torch.autograd.grad(y.sum(), leaves)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_as_on_the_cpu(dtype: torch.dtype) -> None:
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        got = gradients(operands(dtype=dtype))
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert all(t.is_cuda for t in got)
+    for ours, want in zip(got, gradients(operands("cpu", dtype)), strict=True):
+        torch.testing.assert_close(ours.cpu(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_bits_every_time() -> None:
+    leaves = operands()
+    want = gradients(leaves)
+    for _ in range(5):
+        assert all(map(torch.equal, gradients(leaves), want))
+
+
+def test_calls_wait_for_their_stream_only() -> None:
+    """An input that its stream fills late must be seen full."""
+    leaves = operands()
+    want = gradients(leaves)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(leaves[0])
+        torch.cuda._sleep(50_000_000)
+        late.copy_(leaves[0].detach())
+        got = gradients([late.requires_grad_(), *leaves[1:]])
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(map(torch.equal, got, want))
+
+
+def test_graph_capture() -> None:
+    leaves = [t.detach() for t in operands()]
+    want = network(*leaves)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        network(*leaves)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        y = network(*leaves)
+    original = leaves[0].clone()
+    leaves[0].zero_()
+    graph.replay()
+    assert not torch.equal(y, want)
+    leaves[0].copy_(original)
+    graph.replay()
+    assert torch.equal(y, want)
+
+
+def test_compile_and_opcheck() -> None:
+    x, w, b = operands()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, w, b), network(x, w, b))
+    torch.library.opcheck(torch.ops.fastconv.conv_forward.default, (x, w, b, [1, 1], [1, 1, 1, 1], [1, 1], 1))
+
+
+def test_autocast() -> None:
+    x, w, b = operands()
+    with torch.autocast("cuda", torch.bfloat16):
+        assert F.conv2d(x, w, b).dtype == torch.bfloat16
+
+
+def test_tensors_on_different_devices_are_refused() -> None:
+    x, w, b = operands()
+    with pytest.raises(RuntimeError, match="weight device: expected cuda:0, as the input has, got cpu"):
+        F.conv2d(x, w.cpu(), b)
+    with pytest.raises(RuntimeError, match="bias device: expected cuda:0"):
+        F.conv2d(x, w, b.cpu())
+    assert F.conv2d(x, w, b).is_cuda
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_another_gpu_than_the_current_one() -> None:
+    here, there = gradients(operands("cuda:0")), gradients(operands("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert all(t.device.index == 1 for t in there)
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(here, there, strict=True))
+    with pytest.raises(RuntimeError, match="weight device: expected cuda:0"):
+        F.conv2d(operands("cuda:0")[0], operands("cuda:1")[1])
+
+
+def test_out_of_memory_is_torchs_error_and_the_process_lives_on() -> None:
+    x, w, b = operands()
+    large = x.detach()[:1].expand(1 << 24, -1, -1, -1)
+    with pytest.raises(torch.OutOfMemoryError):
+        F.conv2d(large, w, b)
+    assert F.conv2d(x, w, b).isfinite().all()
+
+
+def test_tf32_follows_torch() -> None:
+    x, w = torch.full((1, 64, 2, 2), 1 + 2.0**-12, device="cuda"), torch.ones(64, 64, 1, 1, device="cuda")
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed, want in ((False, 64 + 2.0**-6), (True, 64.0)):
+            torch.backends.cudnn.allow_tf32 = allowed
+            assert F.conv2d(x, w).eq(want).all()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def test_no_host_memory_or_synchronisation() -> None:
+    """What would break a capture or stall the queue raises in torch's own checking mode."""
+    leaves = operands()
+    gradients(leaves)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients(leaves)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_convert_a_model_on_a_gpu() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2)).cuda()
+    x = torch.randn(2, 3, 16, 16, device="cuda")
+    want = model(x)
+    torch.testing.assert_close(fastconv.convert(model)(x), want, rtol=1e-3, atol=1e-3)

@@ -36,10 +36,15 @@ RECIPES = (
     Recipe("mini_densenet", 10, 0.97),
     Recipe(
         "fcn8s",
-        20,
+        28,
         0.8,
         "scenes",
-        {"image_size": 96, "batch_size": 16, "model_options": {"width": 0.25, "padding": "same", "dropout": 0.0}},
+        {
+            "image_size": 96,
+            "batch_size": 8,
+            "lr": 5e-4,
+            "model_options": {"width": 0.125, "padding": "same", "dropout": 0.0},
+        },
     ),
     Recipe("text_cnn", 4, 0.75, "docstrings", {"model_options": {"embedding": 100}}),
 )

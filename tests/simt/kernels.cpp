@@ -301,6 +301,10 @@ int main(int argc, char** argv) {
           {1, 10, 9, 7, 10, 3, 3, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, layout, layout, dtype, tf32},
       };
       for (const ConvProblem& p : convolutions) check_conv(p);
+      if (dtype == Dtype::float32) {  // several tiles of rows, columns and groups
+        check_conv({1, 2, 21, 67, 2, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, layout, layout, dtype, tf32});
+        check_conv({1, 36, 18, 17, 36, 3, 3, 0, 0, 2, 1, 1, 1, 1, 1, 1, 1, 36, layout, layout, dtype, tf32});
+      }
       const PoolProblem pools[] = {
           {2, 3, 9, 11, 3, 3, 5, 6, 2, 2, 1, 1, 1, 1, 1, 1, true, 0, false, layout, dtype},
           {1, 8, 8, 12, 2, 2, 4, 6, 2, 2, 0, 0, 0, 0, 1, 1, true, 3, false, layout, dtype},

@@ -66,7 +66,7 @@ void bind_problems(py::module_& m) {
         .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(k) FIELD(r) FIELD(s) FIELD(p)
             FIELD(q) FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_bottom) FIELD(pad_left) FIELD(pad_right)
                 FIELD(dilation_h) FIELD(dilation_w) FIELD(groups) FIELD(layout) FIELD(weight_layout) FIELD(dtype)
-                    FIELD(allow_tf32);
+                    FIELD(allow_tf32) FIELD(allow_winograd);
   }
   {
     using Problem = PoolProblem;

@@ -25,8 +25,9 @@ struct ConvProblem {
   Layout layout;         // of x and y
   Layout weight_layout;  // of w: [k, c/g, r, s] or [k, r, s, c/g] in memory
   Dtype dtype;
-  bool allow_tf32;    // float32 products may be rounded to TF32, on a GPU
-  bool relu = false;  // a forward or an input gradient gives max(result, 0), on a GPU
+  bool allow_tf32;             // float32 products may be rounded to TF32, on a GPU
+  bool relu = false;           // a forward or an input gradient gives max(result, 0), on a GPU
+  bool allow_winograd = true;  // float32 sums may be formed of transformed numbers, which round more
 };
 
 enum class Primitive : int32_t { forward, input_gradient, weight_gradient };

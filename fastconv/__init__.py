@@ -7,7 +7,7 @@ from fastconv import interface  # noqa: F401  (next: all else would crash in ker
 # isort: split
 from fastconv import functional, interop, models, nn
 from fastconv._C import KernelFault
-from fastconv.config import algorithms, force_algorithm, show_config, simulate_cuda
+from fastconv.config import algorithms, allow_winograd, force_algorithm, show_config, simulate_cuda
 from fastconv.convert import ConversionReport, accelerate, convert, revert
 
 __version__ = "0.1.0"
@@ -16,6 +16,7 @@ __all__ = [
     "KernelFault",
     "accelerate",
     "algorithms",
+    "allow_winograd",
     "convert",
     "force_algorithm",
     "functional",

@@ -54,10 +54,44 @@ def force_algorithm(
     pass uses what was forced when its forward pass ran. A call for which the name is unknown or does not apply raises
     ValueError, naming the choices. The context is local to the thread (a context variable).
     """
-    algorithms = (forward or name, input_gradient or name, weight_gradient or name)
-    stream = device.current.get().simulation
-    with _calls_go_to(device.on_cpu(algorithms) if stream is None else device.on_simulation(algorithms, stream)):
+    names = (forward or name, input_gradient or name, weight_gradient or name)
+    target = device.current.get()
+    with _calls_go_to(_planned(target, device.Algorithms(*names, target.algorithms.winograd))):
         yield
+
+
+class allow_winograd:
+    """Whether convolutions may use Winograd's algorithm (Lavin and Gray, arXiv 1509.09308); at first they may.
+
+    It needs a quarter of the multiplications of a 3x3 convolution of float32, but forms differences of its operands,
+    which round: errors are about three times those of a sum of products, still within the defaults of
+    torch.testing.assert_close for numbers around 1. Where an image's result is not finite, it is computed again
+    without Winograd, so infinities and NaN come out as they would.
+
+    `allow_winograd(False)` takes effect at once, and `with allow_winograd(False):` until the block ends. A backward
+    pass uses what was allowed when its forward pass ran. The setting is local to the thread (a context variable).
+
+    Raises:
+        TypeError: `allowed` is not a bool.
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        if not isinstance(allowed, bool):
+            raise TypeError(f"allowed: expected a bool, got {allowed!r}")
+        target = device.current.get()
+        self._token = device.current.set(_planned(target, target.algorithms._replace(winograd=allowed)))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        device.current.reset(self._token)
+
+
+def _planned(target: device.Target, algorithms: device.Algorithms) -> device.Target:
+    """The target with other algorithms."""
+    stream = target.simulation
+    return device.on_cpu(algorithms) if stream is None else device.on_simulation(algorithms, stream)
 
 
 def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from fastconv import _C
 
 CUDA = hasattr(_C, "cuda")  # built with nvcc
-Algorithms = tuple[str, str, str]
 
 SIMULATED_MULTIPROCESSORS = 4  # few, so that small problems are cut as large ones are on a GPU
 DEVICE_FUNCTIONS = (
@@ -25,6 +24,15 @@ DEVICE_FUNCTIONS = (
     "lrn_forward",
     "lrn_backward",
 )
+
+
+class Algorithms(NamedTuple):
+    """What the planner is told: the algorithm forced for a primitive, or ""; and whether it may choose Winograd's."""
+
+    forward: str = ""
+    input_gradient: str = ""
+    weight_gradient: str = ""
+    winograd: bool = True
 
 
 class Target:
@@ -45,7 +53,7 @@ class Target:
     ) -> None:
         self.native = native  # _C, or a Device: what has its functions
         self.workspace = workspace  # scratch memory of so many bytes
-        self.algorithms = algorithms  # forced, one a primitive, "" for the planner's choice
+        self.algorithms = algorithms
         self.tf32 = tf32  # whether float32 convolutions may round their operands to TF32
         self.simulation = simulation  # the stream of the simulated GPU, by which calls know how to be run
 
@@ -182,7 +190,7 @@ def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
 # ---- the target of a call
 
 # Where calls on CPU tensors go; the forced algorithms hold for tensors on GPUs too.
-current: ContextVar[Target] = ContextVar("fastconv_target", default=on_cpu(("", "", "")))  # noqa: B039 (a constant)
+current: ContextVar[Target] = ContextVar("fastconv_target", default=on_cpu(Algorithms()))  # noqa: B039 (a constant)
 
 
 def _tf32() -> bool:

@@ -140,6 +140,7 @@ class ConvCall:
         p.layout, p.weight_layout = LAYOUTS[channels_last], LAYOUTS[w_channels_last]
         p.dtype = DTYPES[dtype]
         p.allow_tf32 = target.tf32
+        p.allow_winograd = target.algorithms.winograd
 
     def _plan(self, primitive: int) -> Any:
         """The native plan of a primitive; False where there is nothing to compute: a tensor of the problem is empty."""

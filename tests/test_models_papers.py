@@ -285,6 +285,13 @@ def test_memory_efficient_densenet():
     assert thrifty.features.denseblock1.denselayer2.norm1.num_batches_tracked == 1
 
 
+def test_memory_efficient_densenet_compiles():
+    model = models.DenseNet(4, (2,), 8, 2, small_input=True, memory_efficient=True)
+    x = torch.randn(2, 3, 8, 8)
+    y = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)(x)
+    assert_close(y, model(x))
+
+
 # ---- small images, text, signals, perceptrons
 
 

@@ -310,6 +310,24 @@ def test_drawing():
     assert "6 × Bottleneck" in texts
 
 
+def texts_of(name):
+    entry = models.model_entry(name)
+    with torch.device("meta"):
+        table = models.summary(entry.builder().eval(), input_data=entry.example_input())
+    return [element.text for element in ElementTree.fromstring(models.draw(table)).iter()]
+
+
+def test_drawing_of_what_is_no_image():
+    texts = texts_of("text_cnn")
+    assert "300 × 64" in texts  # an embedding like everything else: channels first
+    assert "100 × 62" in texts
+
+
+def test_drawing_leaves_out_what_changes_nothing():
+    assert "avgpool" not in texts_of("vgg16")  # from 7x7 to 7x7
+    assert "21 × 224 × 224" in texts_of("fcn8s")  # what is left of the last map
+
+
 def test_drawing_escapes_names():
     class Odd(torch.nn.Sequential):
         pass

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from fastconv import nn
@@ -71,8 +72,9 @@ class DenseLayer(torch.nn.Module):
                 setattr(self.norm1, name, buffer)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        if self.memory_efficient and torch.is_grad_enabled():
+        if self.memory_efficient and torch.is_grad_enabled() and not is_compiling():
             # The concatenated, normalised and rectified maps grow quadratically with the depth: compute them again.
+            # A compiler chooses by itself what to keep.
             x = checkpoint(self._bottleneck, *features, use_reentrant=False, context_fn=self._contexts)
         else:
             x = self._bottleneck(*features)

@@ -135,12 +135,14 @@ def _stage(call: Call) -> _Stage | None:
         kind = "convolution"
     elif isinstance(module, _POOLING) or call.kernel:
         kind = "pooling"
+        if call.kernel and max(call.kernel) == 1:  # an adaptive pooling that has nothing to do
+            return None
     elif isinstance(module, torch.nn.Linear):
         kind = "linear"
     elif call.inner:
         kind = "block"
     elif isinstance(module, torch.nn.Embedding):
-        kind = "other"
+        kind, shape = "other", (shape[-1], *shape[:-1])  # its channels come last
     else:
         return None
     return _Stage(call.name or type(module).__name__, f"{type(module).__name__} {window}".strip(), kind, shape)

@@ -1,6 +1,7 @@
 """The benchmark: that it parses, counts and sums up right, and says where torch is faster. No test judges by a time."""
 
 import argparse
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastconv.bench import overhead, report
+from fastconv.bench import overhead, plots, report
 from fastconv.bench.cli import add_arguments, run
 from fastconv.bench.engines import ENGINES
 from fastconv.bench.layers import OPERATORS, SUITES, Target, parse, select
@@ -476,3 +477,21 @@ def test_a_training_step_is_all_passes(problem):
     parts = case.passes[:-1]
     assert case.operations_of("training_step") == len(parts) * case.operations_of("forward")
     assert case.bytes("training_step") == sum(map(case.bytes, parts))
+
+
+def test_numbers_of_the_roofline_do_not_cover_each_other():
+    Text = pytest.importorskip("matplotlib.text").Text
+    rows = []
+    for place, case in enumerate(SUITES["resnet50"].cases):
+        one = result([3e-3 + 1e-4 * place], [2e-3], case.problem)
+        rows.append(dataclasses.replace(one, name=str(place)))
+    figure = plots.draw_roofline(a_report(rows))
+    (axis,) = figure.axes
+    numbers = [text for text in axis.texts if text.get_text().isdigit()]
+    assert [number.get_text() for number in numbers] == [str(place + 1) for place in range(len(rows))]
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(number) for number in numbers]  # without the line to the point
+    covered = [
+        (a, b) for a, one in enumerate(boxes) for b, other in enumerate(boxes[:a]) if one.padded(-2).overlaps(other)
+    ]
+    assert not covered

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from fastconv.bench.report import heading
 from fastconv.bench.run import Report, Result
 
+PEERS = ("fastconv", "torch")
 FASTER, SLOWER, TORCH = "#2a78b5", "#d1495b", "#8a8a8a"
+Box = tuple[float, ...]  # left, bottom, right, top
+# Where a number may stand, best first: its distance from the point and its direction, first to the right.
+_PLACES = [
+    (distance, eighth * math.pi / 4) for distance in (7.0, 13.0, 20.0, 28.0, 38.0, 50.0) for eighth in range(-3, 5)
+]
+_PLACES.sort(key=lambda place: (place[0], abs(place[1])))
 PANELS = {
     "forward": ("forward",),
     "input gradient": ("input_gradient", "backward"),  # all there is backward of what has no weights
@@ -71,47 +79,104 @@ def draw_roofline(report: Report) -> Any:
 
     names = _names(report)
     panels = _panels(report)
-    size = (4.4 * len(panels) + 2.4, max(5.0, 1.2 + 0.16 * len(names)))
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = -(-len(panels) // columns)
+    size = (6.0 * columns + 2.4, max(4.6 * rows, 0.16 * len(names)) + 1.0)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    axes = grid.ravel()
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    axes = axes[: len(panels)]
     peak, bandwidth = report.ceiling.operations / 1e9, report.ceiling.bandwidth / 1e9
     intensities = [result.operations / result.bytes for result in report.results]
     low, high = min(0.2, *intensities) / 2, max(peak / bandwidth * 4, *intensities) * 2
-    for axis, (title, results) in zip(axes[0], panels.items(), strict=True):
+    rates = [result.operations / result.best(peer).median / 1e9 for result in report.results for peer in PEERS]
+    bottom, top = min(rates) / 2, max(peak, *rates) * 2.5
+    powers = [10.0**power for power in range(-6, 7)]
+    for axis, (title, results) in zip(axes, panels.items(), strict=True):
         axis.plot([low, peak / bandwidth, high], [low * bandwidth, peak, peak], color="black", linewidth=1.2)
         axis.text(low * 1.2, peak, f"{peak:.0f} GFLOP/s\n{bandwidth:.0f} GB/s", va="center", fontsize=8)
         for result in results:
-            _draw_layer(axis, result, names.index(result.name) + 1)
+            _draw_layer(axis, result)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlim(low, high)
-        axis.margins(y=0.08)
+        axis.set_ylim(bottom, top)
+        _label_powers(axis.xaxis, [tick for tick in powers if low <= tick <= high])
+        _label_powers(axis.yaxis, [tick for tick in powers if bottom <= tick <= top])
+        axis.set_ylabel("GFLOP/s", fontsize=9)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.25)
-    powers = [10.0**power for power in range(-6, 7)]
-    _label_powers(axes[0][0].xaxis, [tick for tick in powers if low <= tick <= high])
-    bottom, top = axes[0][0].get_ylim()
-    _label_powers(axes[0][0].yaxis, [tick for tick in powers if bottom <= tick <= top])
-    axes[0][0].set_ylabel("GFLOP/s", fontsize=9)
     figure.supxlabel("operations a byte of unavoidable memory traffic\n" + heading(report), fontsize=8)
     title = "Roofline: fastconv (filled; red where torch is faster) and torch (hollow), each in its faster layout"
     figure.suptitle(title, fontsize=11)
     lines = [pyplot.Line2D([], [], linestyle="", label=f"{place}  {name}") for place, name in enumerate(names, start=1)]
     figure.legend(handles=lines, loc="outside right upper", fontsize=7, frameon=False, handlelength=0, handletextpad=0)
+    figure.draw_without_rendering()  # the numbers are placed by the final positions of the points
+    for axis, results in zip(axes, panels.values(), strict=True):
+        _number_layers(axis, results, names)
     return figure
 
 
-def _draw_layer(axis: Any, result: Result, number: int) -> None:
-    intensity = result.operations / result.bytes
-    ours = result.operations / result.best("fastconv").median / 1e9
-    theirs = result.operations / result.best("torch").median / 1e9
-    color = SLOWER if result.slower else FASTER
+def _point(result: Result, peer: str) -> tuple[float, float]:
+    """Operations a byte, and GFLOP/s."""
+    return result.operations / result.bytes, result.operations / result.best(peer).median / 1e9
+
+
+def _draw_layer(axis: Any, result: Result) -> None:
+    (intensity, ours), (_, theirs) = (_point(result, peer) for peer in ("fastconv", "torch"))
     axis.plot([intensity, intensity], [theirs, ours], color=TORCH, linewidth=0.7, zorder=2)
     axis.plot(intensity, theirs, "o", markersize=4, markerfacecolor="white", markeredgecolor=TORCH, zorder=3)
-    axis.plot(intensity, ours, "o", markersize=5, color=color, zorder=4)
-    beside = {"textcoords": "offset points", "xytext": (4, 2)}
-    axis.annotate(str(number), (intensity, ours), **beside, fontsize=7, color=color, zorder=5)
+    axis.plot(intensity, ours, "o", markersize=5, color=_color(result), zorder=4)
+
+
+def _color(result: Result) -> str:
+    return SLOWER if result.slower else FASTER
+
+
+def _number_layers(axis: Any, results: list[Result], names: list[str]) -> None:
+    """Writes each layer's number next to its point, or with a line to it, where neither points nor numbers are yet."""
+    scale = 72 / axis.figure.dpi  # everything here is in typographic points
+    at = {peer: axis.transData.transform([_point(result, peer) for result in results]) * scale for peer in PEERS}
+    taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for peer in PEERS for x, y in at[peer]]
+    frame = tuple(edge * scale for edge in axis.bbox.extents)
+    for result, (x, y) in zip(results, at["fastconv"], strict=True):
+        number = str(names.index(result.name) + 1)
+        boxes = [(place, _box(x, y, place, 4.2 * len(number))) for place in _PLACES]
+        free = (
+            (place, box) for place, box in boxes if _within(box, frame) and not any(_overlap(box, t) for t in taken)
+        )
+        place, box = next(free, boxes[0])
+        taken.append(box)
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": _color(result), "shrinkA": 0, "shrinkB": 2}
+        axis.annotate(
+            number,
+            _point(result, "fastconv"),
+            textcoords="offset points",
+            xytext=((box[0] + box[2]) / 2 - x, (box[1] + box[3]) / 2 - y),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=_color(result),
+            arrowprops=line if place[0] > _PLACES[0][0] else None,
+            zorder=5,
+        )
+
+
+def _box(x: float, y: float, place: tuple[float, float], width: float, height: float = 6.0) -> Box:
+    """Of a text that stands at this place beside a point."""
+    distance, angle = place
+    x += math.cos(angle) * (distance + width / 4)
+    y += math.sin(angle) * distance
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _within(a: Box, b: Box) -> bool:
+    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _label_powers(axis: Any, ticks: list[float]) -> None:

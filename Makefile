@@ -30,6 +30,7 @@ help:
 	@echo 'make sanitize run the exact tests with the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make avx512  run the AVX-512 kernels, made of AVX2 instructions, on a machine without AVX-512'
 	@echo 'make bench   measure the kernels beside torch'
+	@echo 'make gpu     build for the GPU of this machine, test and measure there, with what python3 has installed'
 	@echo 'make clean   remove what make made (not runs/)'
 
 demo: $(VENV)/all
@@ -57,6 +58,9 @@ sanitize avx512: $(VENV)/dev
 
 bench: $(VENV)/all
 	@$(BIN)/fastconv bench $(BENCH)
+
+gpu:
+	@$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastconv/_C.*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

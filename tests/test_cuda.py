@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import backends
+import cases
+import native
 import pytest
 import torch
+from tensors import integers
 
 import fastconv
 from fastconv import device
@@ -37,6 +41,25 @@ def test_as_on_the_cpu(dtype: torch.dtype) -> None:
     assert all(t.is_cuda for t in got)
     for ours, want in zip(got, gradients(operands("cpu", dtype)), strict=True):
         torch.testing.assert_close(ours.cpu(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("primitive", native.PRIMITIVES)
+@pytest.mark.parametrize("case", [case for case in cases.CONV if not backends.is_spared({"backend": "simt", "": case})])
+def test_the_same_bits_as_in_the_simulation(case: cases.Conv, primitive: str) -> None:
+    """Every algorithm, on fixed small integers."""
+    p = native.problem_of(case)
+    x, w = integers(case.n, case.c, case.h, case.w, seed=1), integers(case.k, p.c // p.groups, p.r, p.s, seed=2)
+    gy, b = integers(p.n, p.k, p.p, p.q, seed=3), integers(p.c if primitive == "input_gradient" else p.k, seed=4)
+    arrays = {"forward": (x, w, b), "input_gradient": (gy, w, b), "weight_gradient": (gy, x)}[primitive]
+    operands = [torch.from_numpy(a) for a in arrays]
+    results: list[dict[str, tuple[torch.Tensor, ...]]] = []
+    for backend in ("simt", "cuda"):
+        with backends.calls_go_to(backend):
+            configs = native.configurations(case, primitive)
+            results.append({str(config): native.run_conv(case, config, *operands) for config in configs})
+    assert results[0].keys() == results[1].keys()
+    for config, tensors in results[0].items():
+        assert all(map(torch.equal, tensors, results[1][config])), config
 
 
 def test_the_same_bits_every_time() -> None:

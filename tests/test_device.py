@@ -96,6 +96,16 @@ def test_what_is_built_is_said() -> None:
     assert any(words in text for words in ("without CUDA", "no device present", "present: "))
 
 
+def test_an_error_of_a_launch_names_kernel_and_problem() -> None:
+    if not device.CUDA or torch.cuda.is_available():
+        pytest.skip("needs a build with CUDA on a machine without a GPU")
+    problem = _C.PoolProblem()
+    problem.n = problem.c = problem.h = problem.w = problem.r = problem.s = problem.p = problem.q = 1
+    problem.stride_h = problem.stride_w = problem.dilation_h = problem.dilation_w = 1
+    with pytest.raises(RuntimeError, match=r"average_forward\w*: .*\nin pooling of \[1, 1, 1, 1\]"):
+        _C.cuda.average_pool_forward(problem, 0, 0, 0)
+
+
 def test_a_gpu_without_code_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         name, major, minor, multi_processor_count = "NVIDIA T4", 7, 5, 40

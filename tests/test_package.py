@@ -27,6 +27,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 def build_wheel(folder: Path) -> Path:
     """Built by pip in its isolated environment, from a copy of the source without anything that was built before."""
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    os.environ.setdefault("FASTCONV_CUDA", "off")  # minutes of nvcc would show nothing more about the wheel
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, "./source", cwd=folder)
     (built,) = folder.glob("*.whl")
     return built

@@ -1,5 +1,6 @@
 """The simulated GPU reports planted bugs and not their correct twins; the CUDA kernels run on it, exact and clean."""
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,3 +109,17 @@ def test_kernels_are_exact_and_clean(tmp_path: Path) -> None:
     program = compile_program("kernels", tmp_path, "-O1", kernels=sorted(ROOT.glob("csrc/cuda/*.cu")))
     for order in ("forward", "reverse", "random"):
         assert output(program, order) == "done\n"
+
+
+@pytest.mark.xdist_group("simt")
+def test_the_documents_example(tmp_path: Path) -> None:
+    """Of a kernel of one's own, as its commands compile it: it says that the barrier is missing."""
+    text = (ROOT / "docs" / "simulation.md").read_text()
+    (program,) = re.findall(r"```cpp\n(.*?)```", text, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "csrc").symlink_to(ROOT / "csrc")
+    (tmp_path / "own.cpp").write_text(program)
+    done = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "kernel reverse, block (0, 0, 0), thread (" in done.stdout
+    assert "uninitialised shared memory" in done.stdout
+    assert "own.cpp:11" in done.stdout

@@ -13,8 +13,8 @@ python=${PYTHON:-.venv/bin/python}
 build=build/$name
 
 case $name in
-  sanitize) options=(-DFASTCONV_SANITIZE=ON) ;;
-  avx512) options=(-DFASTCONV_EMULATE_AVX512=ON) ;;
+  sanitize) options=(-DFASTCONV_CUDA=off -DFASTCONV_SANITIZE=ON) ;;
+  avx512) options=(-DFASTCONV_CUDA=off -DFASTCONV_EMULATE_AVX512=ON) ;;
   *) echo "unknown variant $name: expected sanitize or avx512" >&2; exit 2 ;;
 esac
 

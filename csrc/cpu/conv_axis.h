@@ -113,22 +113,23 @@ inline void copy_padded(const T* row, int64_t width, int64_t first, int64_t step
   for (; i < count; i += L) store<T>(out + i, Vec<T>{});
 }
 
-// Fetches what the next piece of work reads, a little with each step of this one.
-template <class T>
+// Fetches what the next piece of work reads or, with WRITE, writes, a little with each step of this one.
+template <class T, bool WRITE = false>
 class Prefetch {
  public:
-  // `count` elements from `from` on, over `steps` steps. Null: nothing.
-  Prefetch(const T* from, int64_t count, int64_t steps)
-      : at_(from), end_(from ? from + count : from), step_((count / maximum<int64_t>(steps, 1) / line + 1) * line) {}
+  static constexpr int64_t line = 64 / int64_t(sizeof(T));
+  // `count` cache lines from `from` on, `pitch` elements apart, over `steps` steps. Null: nothing.
+  Prefetch(const T* from, int64_t count, int64_t pitch, int64_t steps)
+      : at_(from), left_(from ? count : 0), pitch_(pitch), step_(count / maximum<int64_t>(steps, 1) + 1) {}
   void step() {
-    const T* stop = end_ - at_ < step_ ? end_ : at_ + step_;
-    for (; at_ < stop; at_ += line) __builtin_prefetch(at_);
+    const int64_t count = minimum(step_, left_);
+    for (int64_t i = 0; i < count; ++i, at_ += pitch_) __builtin_prefetch(at_, WRITE);
+    left_ -= count;
   }
 
  private:
-  static constexpr int64_t line = 64 / int64_t(sizeof(T));
-  const T *at_, *end_;
-  int64_t step_;
+  const T* at_;
+  int64_t left_, pitch_, step_;
 };
 
 // out[i * step + j] = parts[j * pitch + i]: puts the phases of a row of `count` elements together.

@@ -27,6 +27,8 @@ struct PixelStrip {
   bool accumulate;                  // add to what is there instead of to the bias
 };
 
+constexpr int fetched_pixels = 4;  // so far ahead inputs and outputs are fetched
+
 // With TAPS = 0 the tap rows are any number at any distance.
 template <class T, int ROWS, int TAPS, int STRIDE>
 __attribute__((noinline)) void pixel_strip(const PixelStrip<T>& strip) {
@@ -45,6 +47,13 @@ __attribute__((noinline)) void pixel_strip(const PixelStrip<T>& strip) {
 #pragma GCC unroll 8
         for (int j = 0; j < ROWS; ++j)
           if (j < t.count) sum[j] = load_first(out + j * t.out_row, width);
+      if (TAPS > 0 && v * L % (64 / int64_t(sizeof(T))) == 0) {
+        const int64_t ahead = channel + (t.first + i * t.in_step + fetched_pixels * t.in_step) * t.pitch;
+#pragma GCC unroll 32
+        for (int k = 0; k < (ROWS - 1) * STRIDE + TAPS; ++k) __builtin_prefetch(t.rows[k] + ahead);
+#pragma GCC unroll 8
+        for (int j = 0; j < ROWS; ++j) __builtin_prefetch(out + j * t.out_row + fetched_pixels * t.out_step, 1);
+      }
       const T* weights = t.weights + v * t.weight_pitch;
       int64_t from = t.first + i * t.in_step;
       for (int64_t s = 0; s < t.tap_columns; ++s, from += t.tap_step, weights += t.tap_rows * L) {

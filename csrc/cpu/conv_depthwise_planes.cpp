@@ -197,7 +197,8 @@ void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>
   const int64_t begin = band * p.band, band_end = minimum(begin + p.band, p.rows.phase[0].count);
   const int64_t copy_plane = s.copy_rows * p.row_pitch, in_plane = p.rows.in * p.columns.in;
   for (int64_t j = 0; j < s.in_planes; ++j) copy_band<T>(p, in + j * in_plane, begin, band_end, scratch.copy + j * copy_plane);
-  Prefetch<T> prefetch(next, s.in_planes * in_plane, s.strips.strips(p.band) * p.rows.phases * p.columns.phases * s.multiplier);
+  Prefetch<T> prefetch(next, s.in_planes * in_plane / Prefetch<T>::line + 1, Prefetch<T>::line,
+                       s.strips.strips(p.band) * p.rows.phases * p.columns.phases * s.multiplier);
   int64_t tap = 0;
   for (int64_t a = 0; a < p.rows.phases; ++a) {
     const AxisPhase& row = p.rows.phase[a];

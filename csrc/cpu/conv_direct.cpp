@@ -405,7 +405,7 @@ void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* we
   fill_planes<T>(s, in, first_group * s.ins, groups * s.ins, s.rows.lowest + begin * s.rows.in_step, end - begin,
                  scratch.planes, scratch.line);
   const int64_t* offsets = scratch.offsets;
-  Prefetch<T> prefetch(next, groups * s.ins * s.rows.in * s.columns.in,
+  Prefetch<T> prefetch(next, groups * s.ins * s.rows.in * s.columns.in / Prefetch<T>::line + 1, Prefetch<T>::line,
                        groups * s.outs / 4 * s.stage_plane / (tile_vectors(4) * L));
   for (int64_t a = 0; a < s.rows.phases; ++a) {
     const AxisPhase& row = s.rows.phase[a];

@@ -12,8 +12,8 @@
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
-constexpr int64_t most_channels = 32;                // a group, in and out
-constexpr int64_t band_bytes = 128 * 1024;           // of the copy: in a second-level cache of 256 KiB or more
+constexpr int64_t most_channels = 32;      // a group, in and out
+constexpr int64_t band_bytes = 20 * 1024;  // of the copy: small, as lines fetched ahead lie far apart in few cache sets
 constexpr bool many_registers = vector_bytes == 64;  // 32 instead of 16
 constexpr int most_vectors = 2;                      // of output channels in a tile
 constexpr int most_pixels(int vectors) { return vectors == 1 || many_registers ? 14 : 6; }
@@ -129,6 +129,27 @@ inline void each_phase(const GroupedShape& s, const Body& body) {
       body(s.rows.phase[a], s.columns.phase[b], before);
       before += s.rows.phase[a].taps * s.columns.phase[b].taps;
     }
+}
+
+// Where the work on one band of one bundle of groups of an image begins.
+struct Unit {
+  int64_t bundle, band, n;
+  Unit(const GroupedShape& s, int64_t index)
+      : bundle(index % s.bundles), band(index / s.bundles % s.bands), n(index / s.bundles / s.bands) {}
+  Unit(int64_t bundle_index, int64_t band_index, int64_t image) : bundle(bundle_index), band(band_index), n(image) {}
+  // The first pixel of row `row` of the image, at the bundle's channels.
+  int64_t at(const GroupedShape& s, const Side& side, int64_t row) const {
+    return ((n * side.height + row) * side.width * s.groups + s.first(bundle)) * side.channels;
+  }
+};
+
+// The lines of its rows begin .. end - 1, over so many steps.
+template <class T, bool WRITE>
+Prefetch<T, WRITE> prefetch_rows(const GroupedShape& s, const Side& side, const Unit* unit, const T* base, int64_t begin,
+                                 int64_t end, int64_t steps) {
+  begin = maximum<int64_t>(begin, 0), end = minimum(end, side.height);
+  const int64_t pixels = maximum<int64_t>(0, end - begin) * side.width;
+  return {unit ? base + unit->at(s, side, begin) : nullptr, pixels, s.groups * side.channels, steps};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
@@ -264,15 +285,20 @@ void pack_group(const ConvProblem& q, const GroupedShape& s, bool forward, const
   });
 }
 
-// One band of one bundle of groups of an image; `out` is the first pixel of the output at the bundle's channels.
 template <class T>
-void gather_band(const GroupedShape& s, const GatherScratch<T>& scratch, const GatherMemory<T>& memory, int64_t bundle,
-                 int64_t band, const T* in, T* out) {
+void gather_unit(const GroupedShape& s, const GatherScratch<T>& scratch, const GatherMemory<T>& memory, const Unit& unit,
+                 const Unit* next, const T* in, T* out) {
   constexpr int L = lanes<T>;
-  const int64_t begin = band * s.band, band_end = minimum(begin + s.band, s.rows.phase[0].count);
-  fill_image<T>(s, in, s.groups_of(bundle) * s.in.channels, s.rows.lowest + begin * s.rows.in_step, band_end - begin,
-                scratch.image);
+  const int64_t bundle = unit.bundle, begin = unit.band * s.band, band_end = minimum(begin + s.band, s.rows.phase[0].count);
+  fill_image<T>(s, in + unit.at(s, s.in, 0), s.groups_of(bundle) * s.in.channels, s.rows.lowest + begin * s.rows.in_step,
+                band_end - begin, scratch.image);
   const int64_t total = s.groups * s.out.channels;
+  const int64_t steps = s.band * s.rows.phases * s.columns.phases * ceil_div(s.columns.phase[0].count, 12);
+  const int64_t next_begin = next ? next->band * s.band : 0, next_top = s.rows.lowest + next_begin * s.rows.in_step;
+  auto reads = prefetch_rows<T, false>(s, s.in, next, in, next_top, next_top + s.rows.reach(s.band), steps);
+  auto writes =
+      prefetch_rows<T, true>(s, s.out, next, out, next_begin * s.rows.out_step, (next_begin + s.band) * s.rows.out_step, steps);
+  out += unit.at(s, s.out, 0);
   each_phase(s, [&](const AxisPhase& row, const AxisPhase& column, int64_t before) {
     const int64_t taps = row.taps * column.taps, end = minimum(band_end, row.count);
     PixelTile<T> tile;
@@ -299,6 +325,8 @@ void gather_band(const GroupedShape& s, const GatherScratch<T>& scratch, const G
             pixel_kernel<T>(pixels.end - pixels.begin, vectors, tile.step)(tile);
           }
         }
+        reads.step();
+        writes.step();
       }
   });
 }
@@ -317,10 +345,8 @@ void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T
     });
     const Range units = share(q.n * s.bands * s.bundles, id, parts);
     for (int64_t u = units.begin; u < units.end; ++u) {
-      const int64_t bundle = u % s.bundles, band = u / s.bundles % s.bands, n = u / s.bundles / s.bands;
-      const int64_t group = n * s.groups * s.in.width * s.in.height, out_group = n * s.groups * s.out.width * s.out.height;
-      gather_band<T>(s, scratch, memory, bundle, band, in + (group + s.first(bundle)) * s.in.channels,
-                     out + (out_group + s.first(bundle)) * s.out.channels);
+      const Unit next(s, u + 1);
+      gather_unit<T>(s, scratch, memory, Unit(s, u), u + 1 < units.end ? &next : nullptr, in, out);
     }
   });
 }
@@ -446,15 +472,21 @@ struct GradientMemory {
 
 // Adds one band of one image to the sums of a bundle's groups.
 template <class T>
-void add_band(const ConvProblem& q, const GradientShape<T>& g, const GradientScratch<T>& scratch, int64_t bundle, int64_t begin,
-              int64_t count, const T* gy, const T* x, T* sums, T* bias_sums) {
+void add_unit(const ConvProblem& q, const GradientShape<T>& g, const GradientScratch<T>& scratch, const Unit& unit,
+              const Unit* next, const T* gy, const T* x, T* sums, T* bias_sums) {
   constexpr int L = lanes<T>;
   const GroupedShape& s = g.grouped;
-  const int64_t groups = s.groups_of(bundle), total = s.groups * s.out.channels, pixels = count * q.q;
-  fill_image<T>(s, x, groups * s.in.channels, s.rows.lowest + begin * s.rows.in_step, count, scratch.image);
+  const int64_t begin = unit.band * s.band, count = minimum(s.band, q.p - begin), pixels = count * q.q;
+  const int64_t groups = s.groups_of(unit.bundle), total = s.groups * s.out.channels;
+  fill_image<T>(s, x + unit.at(s, s.in, 0), groups * s.in.channels, s.rows.lowest + begin * s.rows.in_step, count,
+                scratch.image);
   for (int64_t i = 0; i < groups; ++i)
-    copy_pixels<T>(gy + begin * q.q * total + i * s.out.channels, total, pixels, s.out.channels, scratch.gy + i * s.vectors * L,
-                   g.gy_pixel);
+    copy_pixels<T>(gy + unit.at(s, s.out, begin) + i * s.out.channels, total, pixels, s.out.channels,
+                   scratch.gy + i * s.vectors * L, g.gy_pixel);
+  const int64_t steps = groups * s.vectors * s.taps * s.in.channels / 12;
+  const int64_t next_begin = next ? next->band * s.band : 0, next_top = s.rows.lowest + next_begin * s.rows.in_step;
+  auto inputs = prefetch_rows<T, false>(s, s.in, next, x, next_top, next_top + s.rows.reach(s.band), steps);
+  auto gradients = prefetch_rows<T, false>(s, s.out, next, gy, next_begin, next_begin + s.band, steps);
   for (int64_t i = 0; i < groups; ++i)
     for (int64_t block = 0; block < s.blocks; ++block) {
       const int64_t vectors = s.block_vectors(block), first = block * most_vectors * L;
@@ -472,6 +504,8 @@ void add_band(const ConvProblem& q, const GradientShape<T>& g, const GradientScr
           for (int64_t t = 0; t < taps; ++t) tile.x[t] = scratch.image + scratch.offsets[tap + t] + i * s.in.channels + c;
           tile.sum = block_sums + tap * tile.sum_tap + c * vectors * L;
           (vectors == 1 ? gradient_kernel<T, 1>(taps, channels) : gradient_kernel<T, 2>(taps, channels))(tile);
+          inputs.step();
+          gradients.step();
         }
       }
     }
@@ -503,10 +537,15 @@ void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* w
       zero<T>(bias_sums, s.groups_of(bundle) * s.vectors * L);
       const Range batch = share(q.n, int(slice), int(g.slices));
       for (int64_t n = batch.begin; n < batch.end; ++n)
-        for (int64_t begin = 0; begin < q.p; begin += s.band)
-          add_band<T>(q, g, scratch, bundle, begin, minimum(s.band, q.p - begin),
-                      gy + n * q.k * q.p * q.q + s.first(bundle) * k, x + n * q.c * q.h * q.w + s.first(bundle) * c, sums,
-                      gb ? bias_sums : nullptr);
+        for (int64_t band = 0; band < s.bands; ++band) {
+          const bool more_bands = band + 1 < s.bands, more_images = more_bands || n + 1 < batch.end;
+          // After the last image another bundle follows, in most cases of the same slice.
+          const Unit next = more_bands    ? Unit(bundle, band + 1, n)
+                            : more_images ? Unit(bundle, 0, n + 1)
+                                          : Unit((bundle + 1) % s.bundles, 0, batch.begin);
+          const bool last = !more_images && (u + 1 == units.end || bundle + 1 == s.bundles);
+          add_unit<T>(q, g, scratch, Unit(bundle, band, n), last ? nullptr : &next, gy, x, sums, gb ? bias_sums : nullptr);
+        }
     }
     if (parts > 1) barrier();
     const bool last = q.weight_layout == Layout::channels_last;

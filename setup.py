@@ -30,7 +30,11 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-            *(f"-D{name}={os.environ[name]}" for name in ("FASTCONV_CUDA", "FASTCONV_CUDA_ARCHS") if name in os.environ),
+            *(
+                f"-D{name}={os.environ[name]}"
+                for name in ("FASTCONV_CUDA", "FASTCONV_CUDA_ARCHS")
+                if name in os.environ
+            ),
             *os.environ.get("FASTCONV_CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True)

@@ -59,7 +59,7 @@ def test_calls_take_the_current_stream_of_their_own_gpu(monkeypatch: pytest.Monk
 
 
 def test_a_device_has_the_functions_of_the_cpu() -> None:
-    simulated = device.on_simulation(("", "", ""), 0).native
+    simulated = device.on_simulation(device.Algorithms(), 0).native
     for name in (*device.DEVICE_FUNCTIONS, "conv_algorithms", "ConvPlan"):
         assert callable(getattr(simulated, name))
         assert callable(getattr(_C, name))
@@ -74,8 +74,10 @@ def test_there_is_one_target_of_each() -> None:
     with fastconv.simulate_cuda("random", 6):
         assert device.current.get() is not first
     with fastconv.force_algorithm("implicit_gemm"):
-        assert device.current.get() is device.on_cpu(("implicit_gemm",) * 3)
-    assert device.current.get() is device.on_cpu(("", "", ""))
+        assert device.current.get() is device.on_cpu(
+            device.Algorithms("implicit_gemm", "implicit_gemm", "implicit_gemm")
+        )
+    assert device.current.get() is device.on_cpu(device.Algorithms())
 
 
 def test_without_kernels_for_gpus_the_error_says_why() -> None:
@@ -117,4 +119,4 @@ def test_a_gpu_without_code_names_the_setting(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_C, "cuda", Module, raising=False)
     message = "built for sm_80, compute_80, but cuda:63 .NVIDIA T4. is sm_75: set FASTCONV_CUDA_ARCHS=75"
     with pytest.raises(RuntimeError, match=message):
-        device.on_gpu(("", "", ""), 63, False)
+        device.on_gpu(device.Algorithms(), 63, False)

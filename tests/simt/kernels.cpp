@@ -302,7 +302,7 @@ int main(int argc, char** argv) {
       };
       for (const ConvProblem& p : convolutions) check_conv(p);
       if (dtype == Dtype::float32) {  // several tiles of rows, columns and groups
-        check_conv({1, 2, 21, 67, 2, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, layout, layout, dtype, tf32});
+        check_conv({1, 3, 21, 67, 3, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 3, layout, layout, dtype, tf32});
         check_conv({1, 36, 18, 17, 36, 3, 3, 0, 0, 2, 1, 1, 1, 1, 1, 1, 1, 36, layout, layout, dtype, tf32});
       }
       const PoolProblem pools[] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -12,12 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from fastconv import functional
 from fastconv.checks import DEVICES, DTYPES
-from fastconv.fastest import LayerTime, describe, time_layers
 from fastconv.swap import FAST, TORCH, change_class, exchangeable, is_torch_layer, reason_to_keep, zeros_per_side
 
 __all__ = ["ConversionReport", "accelerate", "convert", "revert"]
 
+if TYPE_CHECKING:
+    from fastconv.fastest import LayerTime
+
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+
+def _fastest() -> ModuleType:
+    """The module that times layers, imported when it is wanted: it brings the benchmarks' clock with it."""
+    return import_module("fastconv.fastest")
 
 
 class ConvertedLayer(NamedTuple):
@@ -47,7 +56,7 @@ class ConversionReport(NamedTuple):
         rows = [(*layer, "fastconv") for layer in self.converted]
         rows += [(layer.name, layer.layer, f"torch: {layer.reason}") for layer in self.kept]
         if self.measured:
-            lines += describe(self.measured)
+            lines += _fastest().describe(self.measured)
             timed = {layer.name for layer in self.measured if not layer.refusal}
             rows = [row for row in rows if row[0] not in timed]
         rows = [(name or "(the model)", layer, runs) for name, layer, runs in rows]
@@ -83,7 +92,7 @@ def convert(
     does not reach is torch's. Whatever the model raises is raised, and no layer has changed then; ValueError if the
     model has lazy layers without parameters yet.
     """
-    measured = None if fastest_on is None else time_layers(model, fastest_on)
+    measured = None if fastest_on is None else _fastest().time_layers(model, fastest_on)
     times = {layer.name: layer for layer in measured or ()}
     result = ConversionReport([], [], measured or ())
     for name, module in model.named_modules():

@@ -150,6 +150,8 @@ def _time_call(
             work[library, "backward"] = partial(
                 torch.autograd.grad, y, wanted, torch.ones_like(y), retain_graph=True, allow_unused=True
             )
+    if any(isinstance(tensor, Tensor) and tensor.is_cuda for tensor in (*args, *kwargs.values())):
+        work = {key: partial(_finished, function) for key, function in work.items()}
     medians = {key: statistics.median(samples) for key, samples in interleave(work, seconds).items()}
     times = {
         library: Seconds(medians[library, "forward"], medians.get((library, "backward"), 0.0))
@@ -158,6 +160,13 @@ def _time_call(
         for library in LIBRARIES
     }
     return times, refusal
+
+
+def _finished(function: Callable[[], Any]) -> Any:
+    """The result when it is there: a GPU's kernels go on after the call."""
+    result = function()
+    torch.cuda.synchronize()
+    return result
 
 
 def _detached(module: torch.nn.Module) -> torch.nn.Module:

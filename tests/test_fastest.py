@@ -279,6 +279,13 @@ def test_lazy_layers_need_a_pass_before(clock):
     assert type(model[0]) is nn.Conv2d
 
 
+def test_a_gpu_is_waited_for(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("waited"))
+    assert fastest._finished(lambda: order.append("called") or 3) == 3
+    assert order == ["called", "waited"]
+
+
 def test_measured_in_earnest():
     layers = fastest.time_layers(small(), X, seconds=0.001)
     assert [(layer.name, layer.calls) for layer in layers] == [("0", 1), ("2", 1)]

@@ -835,7 +835,7 @@ def test_recipes(
     assert recipes.main(["lenet5_modern", *arguments, "--docs", str(docs)]) == 0
     written = docs.read_text()
     assert written.startswith(f"before\n{recipes.BEGIN}Seed 0, ")
-    assert written.endswith(f" 100.00% | 99% |\n{recipes.END}after\n")
+    assert written.endswith(f" 100.00% | 99% |\n\nNot measured yet: `lenet5`.\n{recipes.END}after\n")
     capsys.readouterr()
     assert recipes.main(arguments) == 1, "lenet5 falls short"
     printed = capsys.readouterr().out

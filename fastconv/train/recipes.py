@@ -122,7 +122,9 @@ def table(done: Sequence[tuple[Recipe, dict[str, Any]]]) -> str:
     machine = describe(done[0][1]["environment"]["threads"])
     seed = done[0][1]["arguments"]["seed"]
     where = f"Seed {seed}, {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}."
-    return "\n".join([where, "", *rows]) + "\n"
+    known = [recipe.model for recipe, _ in done]
+    missing = ", ".join(f"`{recipe.model}`" for recipe in RECIPES if recipe.model not in known)
+    return "\n".join([where, "", *rows, *(["", f"Not measured yet: {missing}."] if missing else [])]) + "\n"
 
 
 if __name__ == "__main__":

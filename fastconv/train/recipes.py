@@ -29,7 +29,7 @@ class Recipe:
 
 RECIPES = (
     Recipe("lenet5", 30, 0.98),
-    Recipe("fashion_cnn", 12, 0.98),
+    Recipe("fashion_cnn", 12, 0.98, options={"lr": 5e-4}),
     Recipe("resnet20", 12, 0.98),
     Recipe("mini_vgg", 10, 0.97),
     Recipe("mini_googlenet", 6, 0.97),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil, prod
 from typing import Any
 
@@ -32,20 +32,22 @@ NAMES = tuple(
 current = "cpu"
 
 
+def tf32(allowed: bool) -> AbstractContextManager[None]:
+    """torch's switch, set as is still allowed when its own tests have been imported."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=allowed)
+
+
 @contextmanager
 def calls_go_to(name: str) -> Iterator[None]:
     """Calls inside the context run on a backend, with float32 strictly in float32."""
     global current
-    current, tf32 = name, torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    current = name
     try:
-        if name == "simt":
-            with fastconv.simulate_cuda():
-                yield
-        else:
+        with tf32(False), fastconv.simulate_cuda() if name == "simt" else nullcontext():
             yield
     finally:
-        current, torch.backends.cudnn.allow_tf32 = "cpu", tf32
+        current = "cpu"
 
 
 def place(t: torch.Tensor) -> torch.Tensor:

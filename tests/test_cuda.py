@@ -7,6 +7,7 @@ import cases
 import native
 import pytest
 import torch
+from backends import tf32
 from tensors import integers
 
 import fastconv
@@ -33,11 +34,8 @@ def gradients(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_as_on_the_cpu(dtype: torch.dtype) -> None:
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
+    with tf32(False):
         got = gradients(operands(dtype=dtype))
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     assert all(t.is_cuda for t in got)
     for ours, want in zip(got, gradients(operands("cpu", dtype)), strict=True):
         torch.testing.assert_close(ours.cpu(), want, rtol=1e-4, atol=1e-4)
@@ -146,13 +144,9 @@ def test_out_of_memory_is_torchs_error_and_the_process_lives_on() -> None:
 
 def test_tf32_follows_torch() -> None:
     x, w = torch.full((1, 64, 2, 2), 1 + 2.0**-12, device="cuda"), torch.ones(64, 64, 1, 1, device="cuda")
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed, want in ((False, 64 + 2.0**-6), (True, 64.0)):
-            torch.backends.cudnn.allow_tf32 = allowed
+    for allowed, want in ((False, 64 + 2.0**-6), (True, 64.0)):
+        with tf32(allowed):
             assert F.conv2d(x, w).eq(want).all()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_no_host_memory_or_synchronisation() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
+from backends import tf32
 from torch import Tensor
 
 import fastconv
@@ -44,16 +44,6 @@ def gradients() -> tuple[Tensor, ...]:
     y = F.max_pool2d(y, 3, 1) + F.avg_pool2d(y, 3, 1)
     y = F.conv_transpose2d(F.adaptive_avg_pool2d(y, 4), leaves[1], leaves[2], 2)
     return torch.autograd.grad(y.square().sum(), leaves)
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

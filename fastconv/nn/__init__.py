@@ -1,51 +1,6 @@
 """Layers: torch's classes with fastconv's kernels, the layers of the classic papers, and classical filters."""
 
-from fastconv.nn import filters
-from fastconv.nn.layers import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AvgPool1d,
-    AvgPool2d,
-    ConnectionTableConv2d,
-    Conv1d,
-    Conv2d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    LazyConv1d,
-    LazyConv2d,
-    LazyConvTranspose1d,
-    LazyConvTranspose2d,
-    LocalResponseNorm,
-    MaxPool1d,
-    MaxPool2d,
-    PCALighting,
-    RBFOutput,
-    TrainableSubsampling2d,
-)
+from fastconv.nn import filters, layers
+from fastconv.nn.layers import *  # noqa: F403
 
-__all__ = [
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AvgPool1d",
-    "AvgPool2d",
-    "ConnectionTableConv2d",
-    "Conv1d",
-    "Conv2d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "LazyConv1d",
-    "LazyConv2d",
-    "LazyConvTranspose1d",
-    "LazyConvTranspose2d",
-    "LocalResponseNorm",
-    "MaxPool1d",
-    "MaxPool2d",
-    "PCALighting",
-    "RBFOutput",
-    "TrainableSubsampling2d",
-    "filters",
-]
+__all__ = [*layers.__all__, "filters"]

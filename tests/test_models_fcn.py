@@ -83,9 +83,11 @@ def test_initialisation_of_the_paper():
     assert model(torch.randn(1, 3, 40, 40)).eq(0).all()
 
 
-def test_it_goes_on_from_vgg16():
-    vgg = meta("vgg16").state_dict()
-    model = meta("fcn8s")
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_it_goes_on_from_vgg16(batch_norm):
+    vgg = meta("vgg16_bn" if batch_norm else "vgg16").state_dict()
+    with torch.device("meta"):
+        model = models.fcn8s(batch_norm=batch_norm)
     result = model.load_state_dict(vgg, strict=False)
     assert result.unexpected_keys == ["classifier.6.weight", "classifier.6.bias"]
     assert {name.split(".")[0] for name in result.missing_keys} == {"score", "skips", "upsamplings", "upsampling"}

@@ -342,6 +342,20 @@ def test_fashion_cnn():
     assert table.parameters == 1_262_218
 
 
+def test_fashion_cnn_begins_as_keras_does():
+    """Glorot's initialisation, which gives every class about the same score: a loss near ln 10."""
+    torch.manual_seed(0)
+    model = models.fashion_cnn()
+    for layer in model:
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            fans = (layer.weight.shape[0] + layer.weight.shape[1]) * layer.weight[0, 0].numel()
+            largest = layer.weight.detach().abs().max().item()
+            assert 0.98 < largest / math.sqrt(6 / fans) <= 1
+            assert layer.bias.eq(0).all()
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(20, 1, 28, 28)), torch.arange(20) % 10)
+    assert abs(loss.item() - math.log(10)) < 0.1
+
+
 def test_text_cnn():
     """Filter windows of 3, 4, 5 with 100 maps each, dropout 0.5 (section 3.1)."""
     model = models.text_cnn(vocabulary=50, num_classes=3).eval()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from test_models import meta
 
 from fastconv import cli, models, nn
+from fastconv.models import drawing
 from fastconv.models.receptive_field import ReceptiveFields
 
 
@@ -326,6 +327,46 @@ def test_drawing_of_what_is_no_image():
 def test_drawing_leaves_out_what_changes_nothing():
     assert "avgpool" not in texts_of("vgg16")  # from 7x7 to 7x7
     assert "21 × 224 × 224" in texts_of("fcn8s")  # what is left of the last map
+
+
+class Branches(torch.nn.Module):
+    """a feeds b and, through layers that are not drawn, c; d takes both; the input comes in again at e."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.d, self.e = nn.Conv2d(4, 1, 1), nn.Conv2d(2, 3, 1)
+        self.activation = torch.nn.ReLU()
+        self.chain = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        a = self.a(x)
+        both = torch.cat([self.activation(self.b(a)), self.c(self.chain(a))], 1)
+        return self.e(torch.cat([self.d(both), x[:, :1]], 1))
+
+
+def links(table):
+    stages = drawing._stages(table)
+    return {(stages[source].name, stage.name) for stage in stages for source in stage.sources}
+
+
+def test_drawing_shows_what_takes_what():
+    table = models.summary(Branches().eval(), (1, 1, 5, 5))
+    assert links(table) == {(*pair,) for pair in ("ab", "ac", "bd", "cd", "de")} | {("input", "a"), ("input", "e")}
+    picture = ElementTree.fromstring(models.draw(table))
+    assert sum(element.tag.endswith("line") for element in picture.iter()) == 4
+    assert sum(element.tag.endswith("path") for element in picture.iter()) == 3
+
+
+def test_drawing_of_skips():
+    with torch.device("meta"):
+        table = models.summary(models.fcn8s().eval(), (1, 3, 64, 64))
+        chain = models.summary(models.resnet50().eval(), (1, 3, 64, 64))
+    assert {("features.16", "skips.from8"), ("skips.from8", "upsampling"), ("upsamplings.to8", "upsampling")} <= links(
+        table
+    )
+    assert ("upsamplings.to8", "skips.from8") not in links(table)
+    assert [stage.sources for stage in drawing._stages(chain)] == [(), *((i,) for i in range(len(links(chain))))]
 
 
 def test_drawing_escapes_names():

@@ -28,6 +28,7 @@ CASES = [
     ("fcn32s", {**TINY_FCN, "padding": "same"}, (1, 3, 70, 50)),
     ("fcn16s", TINY_FCN, (1, 3, 40, 30)),
     ("fcn8s", {**TINY_FCN, "padding": "same"}, (2, 3, 45, 70)),
+    ("fcn8s", {**TINY_FCN, "padding": "same", "batch_norm": True}, (2, 3, 45, 70)),
     ("fcn_resnet50", {**SMALL, "aux_loss": True}, (2, 3, 33, 40)),
     ("text_cnn", {"vocabulary": 50}, (3, 12)),
     ("cnn1d", {"pooling": 2}, (3, 1, 50)),

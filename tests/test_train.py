@@ -190,6 +190,7 @@ def test_idx_file_is_split(tmp_path: Path) -> None:
 def test_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "TRAIN", 30)
     monkeypatch.setattr(scenes, "TEST", 20)
+    monkeypatch.setattr(scenes, "AT_ONCE", 12)
     loaded = data.load("scenes", data.ImageFormat(3, 64, 48))
     images, masks = loaded.train.read(torch.arange(30))
     assert images.shape == (30, 3, 64, 48)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from xml.sax.saxutils import escape
 
 import torch
 
-from fastconv.models.summary import Call, Summary
+from fastconv.models.summary import Call, Summary, is_chain
 
 __all__ = ["draw"]
 
@@ -33,16 +34,18 @@ _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.Conv
 
 _FONT = "font-family='Helvetica, Arial, sans-serif'"
 _HEIGHT, _GAP, _MARGIN = 190.0, 26.0, 28.0
+_LANE, _LINE = 14.0, "stroke='#9aa3ad' stroke-width='1.5'"
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Maps of one shape, and the layers one after the other that give them."""
+    """Maps of one shape, and the layers one after the other that give them from the maps of `sources`."""
 
     name: str
     title: str
     kind: str
     shape: tuple[int, ...]
+    sources: tuple[int, ...] = ()
     repeats: int = 1
 
 
@@ -53,25 +56,25 @@ def draw(summary: Summary, title: str = "") -> str:
     several equal ones in a row. A box is as high as the square root of the maps' height and as deep as that of their
     width, on the scale of the largest map, and as thick as the logarithm of the number of channels; a vector is a
     column as high as the logarithm of its length. Layers that keep shape and positions (normalisation, activation,
-    dropout) are left out.
+    dropout) are left out. Where a box does not take what the one before it gives, or not that alone, lines under the
+    boxes show what it takes; to several boxes' maps something is done together, such as adding them.
 
     Args:
         summary: of `fastconv.models.summary`; the first image of the batch is drawn.
         title: the model's name; its class if not given.
     """
-    stages = list(_stages(summary))
+    stages = _stages(summary)
     largest = max((size for stage in stages for size in stage.shape[1:]), default=1)
-    boxes, x = [], _MARGIN
+    boxes, centres, x = [], [], _MARGIN
     for stage in stages:
         box = _Box(stage, largest)
         column = max(box.width, box.label_width)
-        boxes.append(box.svg(x + column / 2))
+        centres.append(x + column / 2)
+        boxes.append(box.svg(centres[-1]))
         x += column + _GAP
     width = x - _GAP + _MARGIN
-    middle, bottom = _Box.middle, _Box.middle + _HEIGHT / 2 + 96
-    axis = (
-        f"<line x1='{_MARGIN}' y1='{middle}' x2='{width - _MARGIN}' y2='{middle}' stroke='#cdd3d9' stroke-width='1.5'/>"
-    )
+    lines, lanes = _lines(stages, centres)
+    bottom = _Box.middle + _HEIGHT / 2 + 96 + lanes * _LANE
     heading = f"{title or summary.model}: {summary.parameters:,} parameters, {summary.macs:,} multiply-adds"
     legend, place = [], _MARGIN
     for kind in dict.fromkeys(stage.kind for stage in stages):
@@ -88,7 +91,7 @@ def draw(summary: Summary, title: str = "") -> str:
             "<rect width='100%' height='100%' fill='white'/>",
             f"<text x='{_MARGIN}' y='34' {_FONT} font-size='17' font-weight='bold' fill='#24292f'>"
             f"{escape(heading)}</text>",
-            axis,
+            *lines,
             *boxes,
             *legend,
             "</svg>\n",
@@ -96,28 +99,75 @@ def draw(summary: Summary, title: str = "") -> str:
     )
 
 
-def _stages(summary: Summary) -> Iterator[_Stage]:
+def _stages(summary: Summary) -> list[_Stage]:
     """What is drawn: the input, then each layer or module that changes shape or positions, equal neighbours as one."""
-    last = _Stage("input", "", "input", summary.inputs[0][1:])
-    for call in _chain(summary.root):
+    root = summary.root
+    stages = [_Stage("input", "", "input", summary.inputs[0][1:])]
+    made: dict[Call, tuple[int, ...]] = {root: (0,)}  # the stages whose maps a call gives, or passes on
+
+    def stages_of(calls: Sequence[Call]) -> tuple[int, ...]:
+        return tuple(sorted({index for call in calls for index in made.get(call, ())}))
+
+    for call in _chain(root):
+        made[call] = stages_of(call.sources)
         stage = _stage(call)
-        if stage is None:
-            continue
-        if (stage.title, stage.kind, stage.shape) == (last.title, last.kind, last.shape):
-            last = replace(last, name=_span(last.name, stage.name), repeats=last.repeats + 1)
+        if stage is not None:
+            stages.append(replace(stage, sources=made[call]))
+            made[call] = (len(stages) - 1,)
+    output = root.outputs[0][1:] if root.outputs else stages[-1].shape
+    if output != stages[-1].shape:
+        stages.append(_Stage("output", "", "other", output, stages_of(root.returned)))
+    return _merged(stages)
+
+
+def _merged(stages: Sequence[_Stage]) -> list[_Stage]:
+    """Equal stages one after the other as one, where nothing else takes the maps between them."""
+    uses = Counter(source for stage in stages for source in stage.sources)
+    result: list[_Stage] = []
+    place: list[int] = []  # of each stage in the result
+    for index, stage in enumerate(stages):
+        last = result[-1] if result else stage
+        alike = (stage.title, stage.kind, stage.shape) == (last.title, last.kind, last.shape)
+        if alike and stage.sources == (index - 1,) and uses[index - 1] == 1:
+            result[-1] = replace(last, name=_span(last.name, stage.name), repeats=last.repeats + 1)
         else:
-            yield last
-            last = stage
-    yield last
-    output = summary.root.outputs[0][1:] if summary.root.outputs else last.shape
-    if output != last.shape:
-        yield _Stage("output", "", "other", output)
+            result.append(replace(stage, sources=tuple(place[source] for source in stage.sources)))
+        place.append(len(result) - 1)
+    return result
+
+
+def _lines(stages: Sequence[_Stage], centres: Sequence[float]) -> tuple[list[str], int]:
+    """The lines between the boxes: straight to the next one, else under the labels, in so many lanes."""
+    links = [(source, index) for index, stage in enumerate(stages) for source in stage.sources]
+    lanes: list[list[tuple[int, int]]] = []
+    for link in sorted((link for link in links if link[1] - link[0] > 1), key=lambda link: link[1] - link[0]):
+        free = (lane for lane in lanes if all(link[1] <= other[0] or other[1] <= link[0] for other in lane))
+        lane = next(free, None)
+        if lane is None:
+            lanes.append(lane := [])
+        lane.append(link)
+    middle, top = _Box.middle, _Box.middle + _HEIGHT / 2 + 46
+    lines = [
+        f"<line x1='{centres[source]:.1f}' y1='{middle}' x2='{centres[index]:.1f}' y2='{middle}' {_LINE}/>"
+        for source, index in links
+        if index - source == 1
+    ]
+    for number, lane in enumerate(lanes):
+        low, radius = top + (number + 1) * _LANE, 6
+        for source, index in lane:
+            # Leaves a little to the right of the middle and arrives a little to the left of it.
+            left, right = centres[source] + 6, centres[index] - 6
+            lines.append(
+                f"<path d='M{left:.1f},{top} V{low - radius} q0,{radius} {radius},{radius} H{right - radius:.1f} "
+                f"q{radius},0 {radius},{-radius} V{top} m-3.5,5 l3.5,-5 l3.5,5' fill='none' {_LINE}/>"
+            )
+    return lines, len(lanes)
 
 
 def _chain(call: Call) -> Iterator[Call]:
     """The calls one after the other inside a model; a container that is only a chain of layers is opened."""
     for inner in call.inner:
-        if inner.inner and type(inner.module).forward is torch.nn.Sequential.forward:
+        if inner.inner and is_chain(inner.module):
             yield from _chain(inner)
         else:
             yield inner

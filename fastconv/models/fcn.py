@@ -64,10 +64,12 @@ class FCN(torch.nn.Module):
         in_channels: of the images.
         padding: "paper" is padding 100 in the first convolution and none in the 7x7 convolution. "same" is 1 and 3:
             every layer keeps the size, which does less work, most of all for small images.
+        batch_norm: on `vgg16_bn`. The paper starts from a trained VGG-16; without one, this is what makes it learn.
         width: share of VGG-16's channels and hidden units, such as 0.25 for small images.
         dropout: of the hidden layers.
 
-    The names of `features` and `classifier` are those of `vgg16`: its state can be loaded with `strict=False`.
+    The names of `features` and `classifier` are those of `vgg16` or `vgg16_bn`, whose state can be loaded with
+    `strict=False`.
     Scoring layers begin with zeros, upsampling ones as bilinear interpolation; the last of these stays so (it does not
     require gradients), as in the paper.
 
@@ -81,6 +83,7 @@ class FCN(torch.nn.Module):
         in_channels: int = 3,
         *,
         padding: Literal["paper", "same"] = "paper",
+        batch_norm: bool = False,
         width: float = 1.0,
         dropout: float = 0.5,
     ) -> None:
@@ -90,7 +93,7 @@ class FCN(torch.nn.Module):
         self.first_padding, self.last_padding = (100, 0) if padding == "paper" else (1, 3)
         stages = [[max(1, round(width * channels)) for channels in stage] for stage in CONFIGURATIONS["D"]]
         hidden = max(1, round(width * 4096))
-        self.features = vgg_features(stages, in_channels, first_padding=self.first_padding, ceil_mode=True)
+        self.features = vgg_features(stages, in_channels, batch_norm, self.first_padding, ceil_mode=True)
         self.classifier = convolutional_classifier(stages[-1][-1], hidden, self.last_padding, dropout)
         initialize(self.features)
         initialize(self.classifier)

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastconv.models.receptive_field import ReceptiveFields, window_of
 
@@ -55,9 +56,13 @@ class LayerRecord:
         return self.outputs[0] if self.outputs else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """A call of a module, with the calls inside it, in the order of their beginnings; for `draw`."""
+    """A call of a module, with the calls inside it, in the order of their beginnings; for `draw`.
+
+    `sources` are the calls whose results it takes (the model's own: the model's input), and `returned` those whose
+    results its first output is made of.
+    """
 
     module: torch.nn.Module
     name: str
@@ -67,6 +72,13 @@ class Call:
     macs: int = 0
     receptive_field: Shape | None = None
     inner: list[Call] = field(default_factory=list)
+    sources: tuple[Call, ...] = field(default=(), repr=False)
+    returned: tuple[Call, ...] = field(default=(), repr=False)
+
+
+def is_chain(module: torch.nn.Module) -> bool:
+    """Whether a module only calls its layers, one after the other."""
+    return type(module).forward is torch.nn.Sequential.forward
 
 
 class Summary(list[LayerRecord]):
@@ -185,25 +197,37 @@ class _Recorder:
     def __init__(self, model: torch.nn.Module, inputs: Sequence[Tensor]) -> None:
         self.fields = ReceptiveFields(inputs)
         self.inputs = tuple(tuple(tensor.shape) for tensor in inputs)
+        self.sources = WeakTensorKeyDictionary()  # of each tensor, the calls that it was made by
         self.names = {module: name for name, module in model.named_modules()}
         self.stack: list[Call] = []
         self.root: Call | None = None
         self.calls: list[Call | _Function] = []
 
-    def enter(self, module: torch.nn.Module, *_: Any) -> None:
+    def enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(module, self.names[module], self.inputs if self.root is None else ())
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        call.sources = self._made_by(given)
         if self.root is None:
             self.root = call
+            for tensor in given:
+                self.sources[tensor] = (call,)
         elif self.stack:
             self.stack[-1].inner.append(call)
         self.stack.append(call)
         self.calls.append(call)
+
+    def _made_by(self, tensors: Sequence[Tensor]) -> tuple[Call, ...]:
+        return tuple(dict.fromkeys(call for tensor in tensors for call in self.sources.get(tensor, ())))
 
     def leave(self, module: torch.nn.Module, _: Any, result: Any) -> None:
         call = self.stack.pop()
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         call.outputs = tuple(tuple(tensor.shape) for tensor in tensors)
         call.receptive_field = self.fields.of(tensors[0]) if tensors else None
+        call.returned = self._made_by(tensors[:1])
+        if not is_chain(module):
+            for tensor in tensors:
+                self.sources[tensor] = (call,)
         if isinstance(module, torch.nn.RNNBase):
             steps = sum(tensor.shape[:-1].numel() for tensor in tensors[:1])
             weights = (value for name, value in module.named_parameters(recurse=False) if name.startswith("weight"))
@@ -211,6 +235,11 @@ class _Recorder:
 
     def operator(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         self.fields.record(func, args, kwargs, result)
+        sources = self._made_by([leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+        if sources:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self.sources[leaf] = sources
         window = window_of(func, args, result)
         count = flop_registry.get(func.overloadpacket)
         macs = count(*args, **kwargs, out_val=result) // 2 if count is not None else 0
@@ -360,7 +389,7 @@ def summary(
     with ExitStack() as stack:
         for module in model.modules():
             for handle in (
-                module.register_forward_pre_hook(recorder.enter),
+                module.register_forward_pre_hook(recorder.enter, with_kwargs=True),
                 module.register_forward_hook(recorder.leave),
             ):
                 stack.callback(handle.remove)

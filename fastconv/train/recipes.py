@@ -29,21 +29,20 @@ class Recipe:
 
 RECIPES = (
     Recipe("lenet5", 30, 0.98),
-    Recipe("fashion_cnn", 12, 0.98, options={"lr": 5e-4}),
+    Recipe("fashion_cnn", 12, 0.98, options={"lr": 1e-3}),
     Recipe("resnet20", 12, 0.98),
     Recipe("mini_vgg", 10, 0.97),
     Recipe("mini_googlenet", 6, 0.97),
     Recipe("mini_densenet", 10, 0.97),
     Recipe(
         "fcn8s",
-        28,
+        12,
         0.8,
         "scenes",
         {
             "image_size": 96,
             "batch_size": 8,
-            "lr": 5e-4,
-            "model_options": {"width": 0.125, "padding": "same", "dropout": 0.0},
+            "model_options": {"width": 0.125, "padding": "same", "batch_norm": True, "dropout": 0.0},
         },
     ),
     Recipe("text_cnn", 4, 0.75, "docstrings", {"model_options": {"embedding": 100}}),

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TRAIN, TEST = 800, 200  # scenes
+TRAIN, TEST = 1600, 200  # scenes
+AT_ONCE = 100  # scenes drawn together, which bounds the memory
 CELLS = 2  # slips lie in a grid of 2x2, not over each other
 CLASSES = ["background", *(str(digit) for digit in range(10))]
 DARK, LIGHT, TEXTURE = (0.0, 0.25), (0.75, 1.0), (0.3, 0.7)
@@ -27,6 +28,14 @@ def make(
     Returns: uint8 images (count, channels, *size) and masks (count, *size), 0 for background, else 1 + digit.
     """
     generator = torch.Generator().manual_seed(seed)
+    parts = [_make(digits, labels, len(part), size, channels, generator) for part in torch.arange(count).split(AT_ONCE)]
+    images, masks = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(masks)
+
+
+def _make(
+    digits: Tensor, labels: Tensor, count: int, size: tuple[int, int], channels: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     images = textures(count, size, channels, generator)
     masks = torch.zeros(count, *size, dtype=torch.uint8)
     present = torch.rand(count, CELLS**2, generator=generator) < 0.6

@@ -75,7 +75,8 @@ def draw(summary: Summary, title: str = "") -> str:
     width = x - _GAP + _MARGIN
     lines, lanes = _lines(stages, centres)
     bottom = _Box.middle + _HEIGHT / 2 + 96 + lanes * _LANE
-    heading = f"{title or summary.model}: {summary.parameters:,} parameters, {summary.macs:,} multiply-adds"
+    trained = f" ({summary.trainable:,} trained)" if summary.trainable != summary.parameters else ""
+    heading = f"{title or summary.model}: {summary.parameters:,} parameters{trained}, {summary.macs:,} multiply-adds"
     legend, place = [], _MARGIN
     for kind in dict.fromkeys(stage.kind for stage in stages):
         legend.append(

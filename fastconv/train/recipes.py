@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finished(output: Path) -> dict[str, Any] | None:
-    """The content of metrics.json, if the run is over."""
+    """The content of metrics.json, with the day on which it was written, if the run is over."""
     file = output / loop.METRICS
     metrics = json.loads(file.read_text()) if file.exists() else {"status": "not begun"}
-    return metrics if metrics["status"] == "finished" else None
+    if metrics["status"] != "finished":
+        return None
+    return metrics | {"date": f"{datetime.fromtimestamp(file.stat().st_mtime, timezone.utc):%Y-%m-%d}"}
 
 
 def run(recipe: Recipe, output: Path, seed: int, threads: int | None) -> None:
@@ -118,9 +121,16 @@ def table(done: Sequence[tuple[Recipe, dict[str, Any]]]) -> str:
             f"{recipe.target:g}" if "test_mean_iou" in metrics else f"{recipe.target:.0%}",
         ]
         rows.append("| " + " | ".join(cells) + " |")
-    machine = describe(done[0][1]["environment"]["threads"])
-    seed = done[0][1]["arguments"]["seed"]
-    where = f"Seed {seed}, {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}."
+    threads, versions, seeds, days = (
+        " and ".join(sorted({str(value) for value in values}))
+        for values in (
+            [metrics["environment"]["threads"] for _, metrics in done],
+            [metrics["environment"]["torch"] for _, metrics in done],
+            [metrics["arguments"]["seed"] for _, metrics in done],
+            [metrics["date"] for _, metrics in done],
+        )
+    )
+    where = f"Seed {seeds}, {describe(1)['cpu']}, threads: {threads}, torch {versions}, {days}."
     known = [recipe.model for recipe, _ in done]
     missing = ", ".join(f"`{recipe.model}`" for recipe in RECIPES if recipe.model not in known)
     return "\n".join([where, "", *rows, *(["", f"Not measured yet: {missing}."] if missing else [])]) + "\n"

@@ -104,26 +104,37 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("algorithm", [](const ConvPlan& plan) { return plan.algorithm->name; })
       .def_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
       .def_readonly("threads", &ConvPlan::threads)
+      .def_property_readonly("packed_bytes", packed_bytes)
+      .def(
+          "pack",
+          [](const ConvPlan& plan, Address w, Address packed, Address workspace) {
+            if (!packed_bytes(plan)) throw std::logic_error("this plan's algorithm does not pack weights");
+            cpu::ConvArgs args{};
+            args.w = at(w), args.packed = at(packed), args.workspace = at(workspace);
+            args.threads = usable(plan.threads);
+            pack_conv(plan, args);
+          },
+          release_gil())
       .def(
           "forward",
-          [](const ConvPlan& plan, Address x, Address w, Address b, Address y, Address workspace) {
+          [](const ConvPlan& plan, Address x, Address w, Address b, Address y, Address workspace, Address packed) {
             expect(plan, Primitive::forward);
             cpu::ConvArgs args{};
-            args.x = at(x), args.w = at(w), args.b = at(b);
+            args.x = at(x), args.w = at(w), args.b = at(b), args.packed = at(packed);
             args.y = filled(y, output_elements(plan.problem), plan.dtype);
             run(plan, args, workspace);
           },
-          release_gil())
+          release_gil(), py::arg("x"), py::arg("w"), py::arg("b"), py::arg("y"), py::arg("workspace"), py::arg("packed") = 0)
       .def(
           "input_gradient",
-          [](const ConvPlan& plan, Address gy, Address w, Address b, Address gx, Address workspace) {
+          [](const ConvPlan& plan, Address gy, Address w, Address b, Address gx, Address workspace, Address packed) {
             expect(plan, Primitive::input_gradient);
             cpu::ConvArgs args{};
-            args.gy = at(gy), args.w = at(w), args.b = at(b);
+            args.gy = at(gy), args.w = at(w), args.b = at(b), args.packed = at(packed);
             args.gx = filled(gx, input_elements(plan.problem), plan.dtype);
             run(plan, args, workspace);
           },
-          release_gil())
+          release_gil(), py::arg("gy"), py::arg("w"), py::arg("b"), py::arg("gx"), py::arg("workspace"), py::arg("packed") = 0)
       .def(
           "weight_gradient",
           [](const ConvPlan& plan, Address gy, Address x, Address gw, Address gb, Address workspace) {

@@ -167,6 +167,13 @@ ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int multipro
   return {problem, problem.dtype, primitive, &chosen, multiprocessors, workspace_of(chosen, problem, multiprocessors)};
 }
 
+int64_t packed_bytes(const ConvPlan& plan) {
+  if (is_half(plan.dtype) || !plan.algorithm->packed_bytes) return 0;
+  return plan.algorithm->packed_bytes(plan.problem);
+}
+
+void pack_conv(const ConvPlan& plan, const cpu::ConvArgs& args) { plan.algorithm->pack(plan.problem, args); }
+
 void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args) {
   if (!is_half(plan.dtype)) return plan.algorithm->run(plan.problem, args);
   const Counts counts(plan.problem);

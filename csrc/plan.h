@@ -23,6 +23,13 @@ std::vector<std::string> conv_algorithms(const ConvProblem& problem, Primitive p
 // Validates the problem and chooses. `algorithm` forces one by name; throws std::invalid_argument if it does not apply.
 ConvPlan plan_conv(const ConvProblem& problem, Primitive primitive, int threads, const std::string& algorithm);
 
+// How many bytes the plan's algorithm makes of the weights before it computes, where that can be done once for many calls; or
+// 0.
+int64_t packed_bytes(const ConvPlan& plan);
+
+// Does it, for calls of `run_conv` with the same `args.packed`. `args.workspace` as for those.
+void pack_conv(const ConvPlan& plan, const cpu::ConvArgs& args);
+
 // Computes. `args.workspace` is what the plan asked for, `args.threads` at most the plan's.
 void run_conv(const ConvPlan& plan, const cpu::ConvArgs& args);
 

@@ -9,16 +9,20 @@ from fastconv import functional, interop, models, nn
 from fastconv._C import KernelFault
 from fastconv.config import algorithms, allow_winograd, force_algorithm, show_config, simulate_cuda
 from fastconv.convert import ConversionReport, accelerate, convert, revert
+from fastconv.frozen import freeze, unfreeze
+from fastconv.tune import TuningReport, tune
 
 __version__ = "0.1.0"
 __all__ = [
     "ConversionReport",
     "KernelFault",
+    "TuningReport",
     "accelerate",
     "algorithms",
     "allow_winograd",
     "convert",
     "force_algorithm",
+    "freeze",
     "functional",
     "interop",
     "models",
@@ -26,4 +30,6 @@ __all__ = [
     "revert",
     "show_config",
     "simulate_cuda",
+    "tune",
+    "unfreeze",
 ]

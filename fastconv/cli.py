@@ -1,4 +1,4 @@
-"""The command `fastconv`: info, check, models, train, predict, evaluate, bench."""
+"""The command `fastconv`: info, check, models, train, predict, evaluate, bench, tune."""
 
 import argparse
 import importlib
@@ -72,12 +72,16 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_evaluate_arguments(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
+    command = next((word for word in arguments if not word.startswith("-")), None)
     bench = commands.add_parser("bench", help="measure the kernels beside torch")
-    if (
-        next((word for word in arguments if not word.startswith("-")), None) == "bench"
-    ):  # the others need not wait for it
+    if command == "bench":  # the others need not wait for it
         importlib.import_module("fastconv.bench.cli").add_arguments(bench)
     bench.set_defaults(run=_bench)
+
+    tune = commands.add_parser("tune", help="measure which algorithms are the fastest on this machine, and keep that")
+    if command == "tune":
+        importlib.import_module("fastconv.bench.tune").add_arguments(tune)
+    tune.set_defaults(run=_tune)
     return parser
 
 
@@ -313,6 +317,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     return importlib.import_module("fastconv.bench.cli").run(options)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    return importlib.import_module("fastconv.bench.tune").run(options)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

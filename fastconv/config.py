@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from fastconv import _C, device
-
-PRIMITIVES = ("forward", "input_gradient", "weight_gradient")
+from fastconv import _C, device, tuning
+from fastconv.tuning import PRIMITIVES
 
 
 @contextmanager
@@ -119,7 +118,17 @@ def algorithms(op_name: str, *args: Any, **kwargs: Any) -> dict[str, list[str]]:
     if op_name not in problems:
         raise ValueError(f"op_name: expected one of {', '.join(problems)}, got {op_name!r}")
     call = problems[op_name](int(op_name[-2]), *args, **kwargs)
-    return {primitive: call.target.native.conv_algorithms(call.problem, primitive) for primitive in PRIMITIVES}
+    names = {primitive: call.target.native.conv_algorithms(call.problem, primitive) for primitive in PRIMITIVES}
+    if call.target.native is _C:
+        for primitive, choices in names.items():
+            tuned = tuning.algorithm(call.problem, primitive)
+            choices.sort(key=lambda name: name != tuned)
+    return names
+
+
+def _tuning() -> str:
+    file = tuning.path()
+    return "off (FASTCONV_TUNING)" if file is None else f"{tuning.known()} choices of {file}"
 
 
 def _cuda() -> str:
@@ -151,6 +160,7 @@ def show_config() -> str:
         "compiled for": ", ".join(_C.compiled_isas()),
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "openmp": "shared with torch",
+        "tuning": _tuning(),
         "cuda": _cuda(),
     }
     return "\n".join(f"{name + ':':<17}{value}" for name, value in lines.items())

@@ -75,7 +75,7 @@ def time_layers(model: torch.nn.Module, example: Any, seconds: float = SECONDS) 
         theirs, ours = (_add(getattr(before, library), times[library]) for library in LIBRARIES)
         found[name] = LayerTime(name, layer.__name__, before.calls + 1, theirs, ours, before.refusal or refusal)
 
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     hooks: list[RemovableHandle] = []
     try:
         for name, module in model.named_modules():
@@ -214,7 +214,7 @@ def _tensor_signature(value: Any) -> Any:
     return tuple(value.shape), value.stride(), value.dtype, value.device, value.requires_grad
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model, with tensors of their own."""
     if isinstance(example, dict):
         return (), _copy(example)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fastconv import _C, checks
+from fastconv import _C, checks, frozen, tuning
 from fastconv.checks import Ints
 from fastconv.device import Target, target_of
 
@@ -148,12 +148,25 @@ class ConvCall:
             if 0 in (_volume(self.x_shape), _volume(self.w_shape), _volume(self.y_shape)):
                 self._plans[primitive] = False
             else:
-                name = ("forward", "input_gradient", "weight_gradient")[primitive]
+                name = tuning.PRIMITIVES[primitive]
                 algorithm = self.target.algorithms[primitive]
+                if not algorithm and self.target.native is _C:
+                    algorithm = tuning.algorithm(self.problem, name)
                 plan = self.target.native.ConvPlan(self.problem, name, self.threads, algorithm)
-                run = getattr(plan, name)
-                self._plans[primitive] = (run, plan.workspace_bytes)
+                packing = None
+                if self.target.native is _C and plan.packed_bytes:
+                    packing = self._packing_key(plan.algorithm, name), plan
+                self._plans[primitive] = (getattr(plan, name), plan.workspace_bytes, packing)
         return self._plans[primitive]
+
+    def _packing_key(self, algorithm: str, primitive: str) -> tuple[Any, ...]:
+        """All that decides how an algorithm packs the weight (ConvAlgorithm::pack in csrc/cpu/kernels.h)."""
+        p = self.problem
+        return (
+            algorithm, primitive, self.w_shape, self.w_strides, p.groups, p.layout,
+            p.stride_h, p.stride_w, p.pad_top, p.pad_left, p.dilation_h, p.dilation_w,
+            min(p.stride_h, p.h), min(p.stride_w, p.w),
+        )  # fmt: skip
 
     def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return self._image(0, x, self.x_strides, w, b, self.y_shape, self.y_strides)
@@ -178,9 +191,14 @@ class ConvCall:
         else:
             b = b if _is_dense(b) else b.contiguous()
             bias = b.data_ptr()
-        run, size = plan
+        run, size, packing = plan
         scratch = self.workspace(size) if size else None
-        run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), 0 if scratch is None else scratch.data_ptr())
+        work = 0 if scratch is None else scratch.data_ptr()
+        form = frozen.packed(w, packing, work) if packing and frozen.weights else None
+        if form is None:
+            run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), work)
+        else:
+            run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), work, form.data_ptr())
         return out
 
     def weight_gradient(self, gy: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -193,7 +211,7 @@ class ConvCall:
             gy = gy.contiguous(memory_format=self.format)
         if x.stride() != self.x_strides:
             x = x.contiguous(memory_format=self.format)
-        run, size = plan
+        run, size, _ = plan
         scratch = self.workspace(size) if size else None
         run(
             gy.data_ptr(),

@@ -54,7 +54,7 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["info", "check", "models", "train", "predict", "evaluate", "bench"])
+@pytest.mark.parametrize("command", ["info", "check", "models", "train", "predict", "evaluate", "bench", "tune"])
 def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])

@@ -449,13 +449,14 @@ struct Memory {
   int64_t panels;  // of a group
   T *packed, *zeros;
   char* scratch;
-  int64_t zero_count, scratch_bytes, bytes;
+  int64_t packed_count, zero_count, scratch_bytes, bytes;
 
   Memory(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) {
     Workspace space(args.workspace);
     q = correlation<T>(problem, primitive, args, space);
     panels = ceil_div(q.out_channels, Core::panel_width);
-    packed = space.take<T>(q.groups * panels * Core::panel_width * q.in_channels * problem.r * problem.s);
+    packed_count = q.groups * panels * Core::panel_width * q.in_channels * problem.r * problem.s;
+    packed = args.packed ? static_cast<T*>(args.packed) : space.take<T>(packed_count);
     zeros = space.take<T>(zero_count = ChannelsLast<T>::Runs::longest(q));
     Workspace one(nullptr);
     (void)typename Core::Scratch(one, problem, primitive, q);
@@ -469,27 +470,36 @@ struct Memory {
   }
 };
 
+// One thread's share of the panels.
+template <class T, class Core>
+void pack_panels(const Memory<T, Core>& memory, int id, int parts) {
+  const Correlation<T>& q = memory.q;
+  for (int64_t a = 0; a < q.rows.phases; ++a)
+    for (int64_t b = 0; b < q.columns.phases; ++b) {
+      const PixelGrid grid = q.grid(a, b);
+      const int64_t reduction = q.in_channels * grid.taps();
+      const Range mine = share(q.groups * memory.panels, id, parts);
+      for (int64_t i = mine.begin; reduction && i < mine.end; ++i) {
+        const int64_t group = i / memory.panels, first = i % memory.panels * Core::panel_width;
+        const int64_t left = q.out_channels - first;
+        const int64_t width =
+            Core::channels_last ? minimum<int64_t>(ceil_div(left, lanes<T>) * lanes<T>, Core::panel_width) : Core::panel_width;
+        pack_panel(q, grid, Core::channels_last, q.weight + group * q.weight_group + first * q.weight_out,
+                   minimum<int64_t>(left, width), width, memory.packed_phase(a, b) + i * Core::panel_width * reduction);
+      }
+    }
+}
+
 template <class T, class Core>
 void run(const ConvProblem& problem, Primitive primitive, const ConvArgs& args) {
   const Memory<T, Core> memory(problem, primitive, args);
   const Correlation<T>& q = memory.q;
   for (int64_t i = 0; i < memory.zero_count; ++i) memory.zeros[i] = T(0);
   parallel(args.threads, [&](int id, int parts) {
-    for (int64_t a = 0; a < q.rows.phases; ++a)
-      for (int64_t b = 0; b < q.columns.phases; ++b) {
-        const PixelGrid grid = q.grid(a, b);
-        const int64_t reduction = q.in_channels * grid.taps();
-        const Range mine = share(q.groups * memory.panels, id, parts);
-        for (int64_t i = mine.begin; reduction && i < mine.end; ++i) {
-          const int64_t group = i / memory.panels, first = i % memory.panels * Core::panel_width;
-          const int64_t left = q.out_channels - first;
-          const int64_t width = Core::channels_last ? minimum<int64_t>(ceil_div(left, lanes<T>) * lanes<T>, Core::panel_width)
-                                                    : Core::panel_width;
-          pack_panel(q, grid, Core::channels_last, q.weight + group * q.weight_group + first * q.weight_out,
-                     minimum<int64_t>(left, width), width, memory.packed_phase(a, b) + i * Core::panel_width * reduction);
-        }
-      }
-    if (parts > 1) barrier();
+    if (!args.packed) {
+      pack_panels(memory, id, parts);
+      if (parts > 1) barrier();
+    }
     Workspace space(memory.scratch + id * memory.scratch_bytes);
     typename Core::Scratch scratch(space, problem, primitive, q);
     for (int64_t a = 0; a < q.rows.phases; ++a)
@@ -533,6 +543,22 @@ int64_t workspace_bytes(const ConvProblem& problem, int threads) {
       problem, [&](auto zero, auto core) { return Memory<decltype(zero), decltype(core)>(problem, primitive, args).bytes; });
 }
 
+template <Primitive primitive>
+int64_t packed_bytes(const ConvProblem& problem) {
+  return with_core(problem, [&](auto zero, auto core) {
+    using T = decltype(zero);
+    return Memory<T, decltype(core)>(problem, primitive, ConvArgs{}).packed_count * int64_t(sizeof(T));
+  });
+}
+
+template <Primitive primitive>
+void pack(const ConvProblem& problem, const ConvArgs& args) {
+  with_core(problem, [&](auto zero, auto core) {
+    const Memory<decltype(zero), decltype(core)> memory(problem, primitive, args);
+    parallel(args.threads, [&](int id, int parts) { pack_panels(memory, id, parts); });
+  });
+}
+
 bool always(const ConvProblem&) { return true; }
 
 }  // namespace
@@ -542,12 +568,16 @@ const ConvAlgorithm implicit_gemm_forward = {"implicit_gemm",
                                              always,
                                              always,
                                              workspace_bytes<Primitive::forward>,
-                                             implicit_gemm<Primitive::forward>};
+                                             implicit_gemm<Primitive::forward>,
+                                             packed_bytes<Primitive::forward>,
+                                             pack<Primitive::forward>};
 const ConvAlgorithm implicit_gemm_input_gradient = {"implicit_gemm",
                                                     Primitive::input_gradient,
                                                     always,
                                                     always,
                                                     workspace_bytes<Primitive::input_gradient>,
-                                                    implicit_gemm<Primitive::input_gradient>};
+                                                    implicit_gemm<Primitive::input_gradient>,
+                                                    packed_bytes<Primitive::input_gradient>,
+                                                    pack<Primitive::input_gradient>};
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

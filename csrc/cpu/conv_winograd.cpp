@@ -3,7 +3,8 @@
 // Windows of the input and the weights are transformed, their 36 parts multiplied as matrices over the channels, and the
 // products transformed to outputs. Tiles and output channels are taken in blocks, so that what is transformed stays in cache.
 // Blocks are shared among threads in one of two ways that give the same bits: either all weights are transformed first and each
-// thread takes tiles, or all tiles first and each takes output channels.
+// thread takes tiles, or all tiles first and each takes output channels. Weights that were transformed before the call are read
+// in either way.
 //
 // The input gradient is the convolution of the output gradient with the kernels turned around.
 //
@@ -103,7 +104,7 @@ struct Winograd {
   int64_t weights_product, tiles_product, d_product;
   int64_t a_row, d_row;
   uint8_t* spoiled;  // images
-  float* shared;
+  float *packed, *shared;
   char* scratch;
   int64_t scratch_bytes, bytes;
 
@@ -115,11 +116,15 @@ struct Winograd {
   int64_t size_of_weights(int64_t count) const { return channels_last ? size_of_b(count) : size_of_a(count); }
   int64_t size_of_tiles(int64_t count) const { return channels_last ? size_of_a(count) : size_of_b(count); }
 
+  int64_t own_product() const {
+    if (weights_shared) return tiles_product;
+    return packed ? 0 : weights_product;
+  }
+
   struct Scratch {
     float *own, *d;
     Scratch(Workspace& space, const Winograd& w)
-        : own(space.take<float>(products * (w.weights_shared ? w.tiles_product : w.weights_product))),
-          d(space.take<float>(products * w.d_product)) {}
+        : own(space.take<float>(products * w.own_product())), d(space.take<float>(products * w.d_product)) {}
   };
 
   Winograd(const ConvProblem& p, const ConvArgs& args, bool forward)
@@ -131,18 +136,20 @@ struct Winograd {
         output(static_cast<float*>(forward ? args.y : args.gx)),
         reduction(geometry.reduction),
         out(geometry.out),
-        tiles(geometry.tiles.count) {
+        tiles(geometry.tiles.count),
+        packed(static_cast<float*>(args.packed)) {
     weights_shared = tiles >= out;
     tile_block = minimum(weights_shared && reduction >= 128 ? most_tiles : most_tiles / 2, round_up(tiles, L));
     out_block = minimum(weights_shared ? most_outputs : most_outputs / 3, round_up(out, L));
     a_row = row_stride(reduction);
-    weights_product = size_of_weights(weights_shared ? out : out_block);
+    weights_product = size_of_weights(weights_shared || packed ? out : out_block);
     tiles_product = size_of_tiles(weights_shared ? tile_block : tiles);
     d_row = channels_last ? round_up(out_block, panel) : round_up(tile_block, panel);
     d_product = product_stride((channels_last ? tile_block : out_block) * d_row);
     Workspace space(args.workspace);
     spoiled = space.take<uint8_t>(p.n);
-    shared = space.take<float>(products * (weights_shared ? weights_product : tiles_product));
+    const int64_t shared_product = weights_shared ? weights_product : tiles_product;
+    shared = packed && weights_shared ? packed : space.take<float>(products * shared_product);
     Workspace one(nullptr);
     (void)Scratch(one, *this);
     scratch_bytes = one.bytes();
@@ -191,6 +198,12 @@ struct Winograd {
         transform_taps(g, to + c, weights_product);
       }
     }
+  }
+
+  // One thread's share.
+  void transform_all_weights(float* to, int id, int parts) const {
+    const Range units = share(ceil_div(out, out_unit), id, parts);
+    for (int64_t i = units.begin; i < units.end; ++i) transform_weights(i, out_unit_at(to, i));
   }
 
   // The outputs of tiles and output channels in D.
@@ -260,9 +273,10 @@ struct Winograd {
   }
 
   void run_with_weights_shared(int id, int parts) const {
-    const Range units = share(ceil_div(out, out_unit), id, parts);
-    for (int64_t i = units.begin; i < units.end; ++i) transform_weights(i, out_unit_at(shared, i));
-    if (parts > 1) barrier();
+    if (!packed) {
+      transform_all_weights(shared, id, parts);
+      if (parts > 1) barrier();
+    }
     Workspace space(scratch + id * scratch_bytes);
     const Scratch mine(space, *this);
     const Range work = share(ceil_div(tiles, tile_unit), id, parts);
@@ -287,14 +301,17 @@ struct Winograd {
     if (parts > 1) barrier();
     Workspace space(scratch + id * scratch_bytes);
     const Scratch mine(space, *this);
-    const Range work = share(ceil_div(out, out_unit), id, parts);
-    const int64_t block_units = out_block / out_unit;
+    const int64_t block_units = out_block / out_unit, panel_units = channels_last ? panel_vectors : 1;
+    const Range panels = share(ceil_div(out, out_unit * panel_units), id, parts);  // whole ones can be read where they lie
+    const Range work = {panels.begin * panel_units, minimum(panels.end * panel_units, ceil_div(out, out_unit))};
     for (int64_t begin = work.begin; begin < work.end; begin += block_units) {
       const int64_t end = minimum(begin + block_units, work.end);
-      for (int64_t i = begin; i < end; ++i) transform_weights(i, out_unit_at(mine.own, i - begin));
+      const float* transforms = packed ? out_unit_at(packed, begin) : mine.own;
+      if (!packed)
+        for (int64_t i = begin; i < end; ++i) transform_weights(i, out_unit_at(mine.own, i - begin));
       for (int64_t t = 0; t < tiles; t += tile_block)
         compute(t, minimum(tile_block, tiles - t), tile_unit_at(shared, t / tile_unit), begin * out_unit,
-                minimum(end * out_unit, out) - begin * out_unit, mine.own, mine.d);
+                minimum(end * out_unit, out) - begin * out_unit, transforms, mine.d);
     }
   }
 
@@ -309,9 +326,25 @@ struct Winograd {
       });
       input += reduction * geometry.read.channel;
       output += out * geometry.written.channel;
-      weights += problem.k / problem.groups * (problem.c / problem.groups) * 9;
+      next_group();
       if (bias) bias += out;
     }
+  }
+
+  void pack(int threads) {
+    for (int64_t group = 0; group < problem.groups; ++group) {
+      parallel(threads, [&](int id, int parts) { transform_all_weights(packed, id, parts); });
+      next_group();
+    }
+  }
+
+  int64_t packed_floats() const { return products * size_of_weights(out); }  // of a group
+
+  void next_group() {
+    weights += problem.k / problem.groups * (problem.c / problem.groups) * 9;
+    if (!packed) return;
+    packed += packed_floats();
+    if (weights_shared) shared = packed;
   }
 };
 
@@ -356,6 +389,7 @@ void run(const ConvProblem& p, const ConvArgs& args) {
   Workspace space(args.workspace);
   space.take<uint8_t>(p.n);
   ConvArgs again = args;
+  again.packed = nullptr;
   again.workspace = static_cast<char*>(args.workspace) + space.bytes();
   const int64_t x_image = p.c * p.h * p.w, y_image = p.k * p.p * p.q;
   for (int64_t i = 0; i < p.n; ++i) {
@@ -369,6 +403,20 @@ void run(const ConvProblem& p, const ConvArgs& args) {
     }
     exact<primitive>().run(one_image(p), again);
   }
+}
+
+template <Primitive primitive>
+int64_t packed_bytes(const ConvProblem& p) {
+  return with_layout(p, ConvArgs{}, primitive == Primitive::forward, [&](const auto& w) {
+    Workspace space(nullptr);
+    space.take<float>(p.groups * w.packed_floats());
+    return space.bytes();
+  });
+}
+
+template <Primitive primitive>
+void pack(const ConvProblem& p, const ConvArgs& args) {
+  with_layout(p, args, primitive == Primitive::forward, [&](auto& w) { w.pack(args.threads); });
 }
 
 // Looks at one image: a sample's bits may not depend on its batch.
@@ -387,12 +435,16 @@ const ConvAlgorithm winograd_forward = {"winograd_f4",
                                         winograd_applies,
                                         preferred<Primitive::forward>,
                                         workspace_bytes<Primitive::forward>,
-                                        run<Primitive::forward>};
+                                        run<Primitive::forward>,
+                                        packed_bytes<Primitive::forward>,
+                                        pack<Primitive::forward>};
 const ConvAlgorithm winograd_input_gradient = {"winograd_f4",
                                                Primitive::input_gradient,
                                                winograd_applies,
                                                preferred<Primitive::input_gradient>,
                                                workspace_bytes<Primitive::input_gradient>,
-                                               run<Primitive::input_gradient>};
+                                               run<Primitive::input_gradient>,
+                                               packed_bytes<Primitive::input_gradient>,
+                                               pack<Primitive::input_gradient>};
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -21,6 +21,7 @@ struct ConvArgs {
   void* workspace;
   int threads;   // of the CPU; the multiprocessors of a GPU
   void* stream;  // of a GPU
+  void* packed;  // what the algorithm's `pack` makes of w, read instead of packing; or null
 };
 
 struct ConvAlgorithm {
@@ -33,6 +34,10 @@ struct ConvAlgorithm {
   bool (*preferred)(const ConvProblem&);
   int64_t (*workspace_bytes)(const ConvProblem&, int threads);
   void (*run)(const ConvProblem&, const ConvArgs&);
+  // Where weights are brought into another form first: its size, and what writes it from `w` to `packed`. Neither looks at n,
+  // nor at sizes of the image beyond whether they are less than a stride. Null where weights are read as they are.
+  int64_t (*packed_bytes)(const ConvProblem&) = nullptr;
+  void (*pack)(const ConvProblem&, const ConvArgs&) = nullptr;
 };
 
 // How a max-pooling forward reports the position of each maximum.

@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time a model: each layer, its inference and its training step; one of `fastconv models`, or your own "
         "(default callable: model)",
     )
-    parser.add_argument("--batch", type=_positive(int), default=8, help="images that --model NAME gets (default 8)")
+    parser.add_argument("--batch", type=positive(int), default=8, help="images that --model NAME gets (default 8)")
     parser.add_argument(
         "--input",
-        type=_shape,
+        type=shape_of_text,
         action="append",
         metavar="8x3x224x224",
         help="sizes of an argument of --model; repeat it for further arguments",
@@ -54,11 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"beside torch, for the forward pass: {', '.join(engine.name for engine in ENGINES)}, or all that are "
         "installed",
     )
-    parser.add_argument("--threads", type=_positive(int), help="default: as torch is set")
-    parser.add_argument("--seconds", type=_positive(float), default=1.0, help="to spend on each row (default 1)")
+    parser.add_argument("--threads", type=positive(int), help="default: as torch is set")
+    parser.add_argument("--seconds", type=positive(float), default=1.0, help="to spend on each row (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for --compare and your own tools")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown; - for standard output")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write ratios and roofline as PNG and SVG")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="FOLDER",
+        help="write pictures as PNG and SVG: ratios and roofline; of --model, its times and layers",
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show what changed since an earlier --json")
     parser.add_argument("--list", action="store_true", help="print the problems of the suites and stop")
 
@@ -88,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(before)
 
     shown = report.tables(measured)
-    if old and measured.results:
-        shown.append(report.compare_table(measured, old))
+    if old:
+        shown += report.comparisons(measured, old)
     markdown = "\n".join(table.markdown() for table in shown)
     if args.markdown == "-":
         print(markdown)
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         _write(args.json, measured.to_json())
     if args.markdown and args.markdown != "-":
         _write(Path(args.markdown), markdown)
-    if args.plots and measured.results:
+    if args.plots:
         for file in plots.save(measured, args.plots):
             print(f"wrote {file}", file=sys.stderr)
     runs = measured.model.runs if measured.model else []
@@ -113,7 +118,7 @@ def _measure(suite: Suite, args: argparse.Namespace) -> Report:
     if args.model:
         steps += len(args.layouts) + len(MODEL_PASSES) + len(CHOICES) * len(args.layouts) * args.memory
     model = None
-    with _Progress(steps) as progress:
+    with Progress(steps) as progress:
         if args.model:
             source = ModelSource(args.model, tuple(args.input or ()), args.batch)
             model = run_model(source, args.seconds, args.layouts, args.memory, progress.step)
@@ -144,25 +149,29 @@ def _installed(names: tuple[str, ...]) -> list[EnginePeer]:
     return chosen
 
 
-class _Progress:
+class Progress:
     """A bar on standard error where rich is installed and someone is watching."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.bar: Any = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         if sys.stderr.isatty():
             try:
                 from rich.console import Console
-                from rich.progress import Progress
+                from rich.progress import Progress as Bar
             except ImportError:
                 return self
-            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar = Bar(console=Console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("", total=self.total)
             self.started = 0
         return self
+
+    def set_total(self, total: int) -> None:
+        if self.bar:
+            self.bar.update(self.task, total=total)
 
     def step(self, what: str) -> None:
         if self.bar:
@@ -209,7 +218,7 @@ def _list_of(choices: tuple[str, ...]) -> Any:
     return parse
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape_of_text(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(size) for size in text.split("x"))
     except ValueError:
@@ -219,7 +228,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _positive(type_: type) -> Any:
+def positive(type_: type) -> Any:
     def parse(text: str) -> Any:
         value = type_(text)
         if not value > 0:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastconv import _C
+from fastconv.tuning import cpu_name
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,6 @@ def describe(threads: int, dtype: str = "float32") -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "load": round(os.getloadavg()[0], 1),  # of others, if much above 0: this program has not begun
     }
-
-
-def cpu_name() -> str:
-    """The processor's model name, with family and model since virtual machines cut the name short."""
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields:
-        name += f" (family {fields['cpu family']} model {fields['model']})"
-    return name
 
 
 def commit() -> str:

@@ -1,6 +1,7 @@
 """`fastconv bench --model`: whole models, timed by a clock that the tests set. No test judges by a time."""
 
 import argparse
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import torch
 
 from fastconv import fastest, models, nn
 from fastconv.bench import model as bench_model
-from fastconv.bench import report
+from fastconv.bench import plots, report
 from fastconv.bench.cli import add_arguments, run
 from fastconv.bench.machine import Ceiling, describe
 from fastconv.bench.model import CHOICES, ModelResult, ModelSource, Run, arrange, libraries, peak_memory, run_model
@@ -206,6 +207,36 @@ def test_tables_say_who_is_faster():
     )
 
 
+def test_a_comparison_is_of_ratios_in_the_same_pass_choice_and_layout():
+    now, earlier = a_result(), a_result()
+    slow = dataclasses.replace(earlier.runs[2], timing=Timing(0.1, 0.1, 0.1, 3))
+    heavy = dataclasses.replace(earlier.runs[4], memory=8_000_000)
+    earlier = dataclasses.replace(earlier, runs=[*earlier.runs[:2], slow, earlier.runs[3], heavy])
+    measured, old = a_report(now), a_report(earlier)
+    (table,) = report.comparisons(measured, old)
+    assert [row[:3] for row in table.rows] == [
+        ["inference", "fastest", "NHWC"],
+        ["training step", "fastconv", "NCHW"],  # torch is what the others are compared with; one was not measured
+    ]
+    assert [row[5:] for row in table.rows] == [["1.00", "2.00", "+100%", "–", "–"], ["0.75", "0.75", "+0%", "8", "4"]]
+    assert table.marks == ["faster than before", ""]
+    other = dataclasses.replace(earlier, source=ModelSource("lenet5", batch=5))
+    assert not report.comparisons(measured, a_report(other))
+    assert not report.comparisons(measured, a_report(None))
+
+
+def test_pictures_of_a_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    measured = a_report(a_result())
+    times, ratios = plots.draw_model(measured, measured.model), plots.draw_layers(measured, measured.model)
+    inference, training = times.axes
+    assert [text.get_text().strip() for text in inference.texts] == ["200 ms, 0.50", "100 ms, 1.00", "50 ms, 2.00"]
+    assert [bar.get_width() for bar in training.patches] == [300, 400, 200]
+    assert [text.get_text() for text in ratios.axes[0].texts] == ["0.57", "1.33"]  # the third layer fastconv refuses
+    names = {file.name for file in plots.save(measured, tmp_path)}
+    assert names == {f"{name}.{suffix}" for name in ("model", "model-layers") for suffix in ("png", "svg")}
+
+
 def test_json_is_read_back(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(a_report(a_result()).to_json())
@@ -224,12 +255,16 @@ def test_command(own, tmp_path, capsys, monkeypatch):
         add_arguments(parser)
         return run(parser.parse_args([str(word) for word in words]))
 
-    assert command("--model", "lenet5", "--batch", 2, "--json", tmp_path / "a.json") == 0
+    lenet = ("--model", "lenet5", "--batch", 2)
+    assert command(*lenet, "--json", tmp_path / "a.json", "--plots", tmp_path / "plots") == 0
+    assert (tmp_path / "plots" / "model.png").exists()
     shown = capsys.readouterr().out
     assert "The layers of lenet5, NHWC" in shown
     assert "lenet5, batch 2" in shown
     assert "lenet5, training step: 2.50 times as fast as torch." in shown
     assert Report.load(tmp_path / "a.json").model.images == 2
+    assert command(*lenet, "--compare", tmp_path / "a.json") == 0
+    assert "lenet5. Compared with" in capsys.readouterr().out
     assert command("--model", own, "--input", "1x3x8x8", "--layouts", "channels_last", "--markdown", "-") == 0
     assert "NCHW" not in capsys.readouterr().out
     assert command("--model", "resnet5") == 2

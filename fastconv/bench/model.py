@@ -115,6 +115,11 @@ class ModelResult:
         """The time of torch in its faster layout divided by that of `run`."""
         return self.best(run.pass_, "torch").timing.median / run.timing.median
 
+    def ratio_range(self, run: Run) -> tuple[float, float]:
+        """Between which the ratio lies as far as the quartiles tell."""
+        theirs, ours = self.best(run.pass_, "torch").timing, run.timing
+        return theirs.lower / ours.upper, theirs.upper / ours.lower
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelResult:
         """From what `dataclasses.asdict` and JSON make of it."""

@@ -1,4 +1,4 @@
-"""Pictures of a report: the ratios as bars, and the layers under the roofline."""
+"""Pictures of a report: ratios as bars, layers under the roofline; a model's times and the ratios of its layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fastconv.bench.report import heading
+from fastconv.bench.model import ModelResult
+from fastconv.bench.report import LAYOUT_NAMES, heading
 from fastconv.bench.run import Report, Result
 
 PEERS = ("fastconv", "torch")
@@ -26,16 +27,20 @@ PANELS = {
 
 
 def save(report: Report, folder: Path) -> list[Path]:
-    """Writes ratios and roofline as PNG and SVG; returns the files."""
+    """Writes what there is to draw as PNG and SVG; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {}
+    if report.results:
+        figures |= {"ratios": draw_ratios(report), "roofline": draw_roofline(report)}
+    if report.model:
+        figures |= {"model": draw_model(report, report.model), "model-layers": draw_layers(report, report.model)}
     files = []
-    for name, draw in (("ratios", draw_ratios), ("roofline", draw_roofline)):
-        figure = draw(report)
+    for name, figure in figures.items():
         for suffix in ("png", "svg"):
             files.append(folder / f"{name}.{suffix}")
             figure.savefig(files[-1], dpi=130)
@@ -55,17 +60,8 @@ def draw_ratios(report: Report) -> Any:
     low, high = min(0.5, *ratios) / 1.15, max(2.0, *ratios) * 1.9
     for axis, (title, results) in zip(axes[0], panels.items(), strict=True):
         for result in results:
-            place, ratio = names.index(result.name), result.ratio()
-            axis.barh(place, ratio - 1, left=1, height=0.7, color=SLOWER if result.slower else FASTER)
-            axis.text(max(ratio, 1) * 1.06, place, f"{ratio:.2f}", va="center", fontsize=8)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xscale("log")
-        axis.set_xlim(low, high)
-        _label_powers(axis.xaxis, [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high])
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_title(title, fontsize=10)
+            _draw_ratio(axis, names.index(result.name), result.ratio())
+        _finish_ratios(axis, low, high, title)
     axes[0][0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0][0].set_ylim(len(names) - 0.4, -0.6)
     figure.suptitle("Torch's time divided by fastconv's, each in its faster layout (red: torch is faster)", fontsize=11)
@@ -116,6 +112,76 @@ def draw_roofline(report: Report) -> Any:
     for axis, results in zip(axes, panels.values(), strict=True):
         _number_layers(axis, results, names)
     return figure
+
+
+def draw_model(report: Report, model: ModelResult) -> Any:
+    """A bar for each way to run the model: its time, and how many times as fast it is as torch's better layout."""
+    from matplotlib import pyplot
+
+    passes = list(dict.fromkeys(run.pass_ for run in model.runs))
+    figure, axes = pyplot.subplots(
+        1, len(passes), figsize=(5.5 * len(passes), 3.4), squeeze=False, layout="constrained"
+    )
+    for axis, pass_ in zip(axes[0], passes, strict=True):
+        runs = [run for run in model.runs if run.pass_ == pass_]
+        for place, run in enumerate(runs):
+            time, ratio = run.timing.median * 1e3, model.ratio(run)
+            color = TORCH if run.choice == "torch" else FASTER if ratio >= 1 else SLOWER
+            axis.barh(place, time, height=0.7, color=color)
+            axis.text(time, place, f"  {time:.3g} ms, {ratio:.2f}", va="center", fontsize=8)
+        names = [f"{run.choice}, {LAYOUT_NAMES[run.layout]}" for run in runs]
+        axis.set_yticks(range(len(runs)), names, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xlim(0, max(run.timing.median for run in runs) * 1.35e3)
+        axis.set_xlabel("milliseconds", fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_title(pass_, fontsize=10)
+    title = f"{model.source.name}, batch {model.images}: time, and torch's better layout's time divided by it"
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(heading(report), fontsize=7)
+    return figure
+
+
+def draw_layers(report: Report, model: ModelResult) -> Any:
+    """A bar for each layer of a model: torch's time divided by fastconv's, forward and backward together."""
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(layer.name for layers in model.layers.values() for layer in layers))
+    size = (3 + 3.6 * len(model.layers), 1.8 + 0.2 * len(names))
+    figure, axes = pyplot.subplots(1, len(model.layers), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    ratios = {
+        layout: {layer.name: layer.torch.total / layer.fastconv.total for layer in layers if not layer.refusal}
+        for layout, layers in model.layers.items()
+    }
+    every = [ratio for layers in ratios.values() for ratio in layers.values()]
+    low, high = min(0.5, *every) / 1.15, max(2.0, *every) * 1.9
+    for axis, (layout, layers) in zip(axes[0], ratios.items(), strict=True):
+        for name, ratio in layers.items():
+            _draw_ratio(axis, names.index(name), ratio)
+        _finish_ratios(axis, low, high, LAYOUT_NAMES[layout])
+    axes[0][0].set_yticks(range(len(names)), names, fontsize=7)
+    axes[0][0].set_ylim(len(names) - 0.4, -0.6)
+    title = f"The layers of {model.source.name}: torch's time divided by fastconv's, forward and backward"
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(heading(report), fontsize=7)
+    return figure
+
+
+def _draw_ratio(axis: Any, place: int, ratio: float) -> None:
+    """A bar that begins at 1 and says how long it is."""
+    axis.barh(place, ratio - 1, left=1, height=0.7, color=SLOWER if ratio < 1 else FASTER)
+    axis.text(max(ratio, 1) * 1.06, place, f"{ratio:.2f}", va="center", fontsize=8)
+
+
+def _finish_ratios(axis: Any, low: float, high: float, title: str) -> None:
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    _label_powers(axis.xaxis, [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high])
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, fontsize=10)
 
 
 def _point(result: Result, peer: str) -> tuple[float, float]:

@@ -210,16 +210,50 @@ def compare_table(report: Report, old: Report) -> Table:
         (low, high), (earlier_low, earlier_high) = result.ratio_range, earlier.ratio_range
         marks.append("slower than before" if high < earlier_low else "faster than before" if low > earlier_high else "")
     columns = ["layer", "pass", "ms\nbefore", "ms\nnow", "ratio\nbefore", "ratio\nnow", "change"]
+    title, notes = _compared(report, old)
+    missing = len(report.results) - len(rows)
+    if missing:
+        notes += f" {missing} of {len(report.results)} rows are not in the earlier run."
+    return Table(title, columns, rows, marks, notes)
+
+
+def compare_model_table(report: Report, model: ModelResult, old: Report, earlier: ModelResult) -> Table:
+    """What changed of a model since `old`, by each pass, choice of layers and layout."""
+    before = {(run.pass_, run.choice, run.layout): run for run in earlier.runs}
+    rows, marks = [], []
+    for run in model.runs:
+        was = before.get((run.pass_, run.choice, run.layout))
+        if was is None or run.choice == "torch":
+            continue
+        ratio, ratio_before = model.ratio(run), earlier.ratio(was)
+        peaks = [f"{peak / 1e6:.0f}" if peak else "–" for peak in (was.memory, run.memory)]
+        row = [run.pass_, run.choice, LAYOUT_NAMES[run.layout], _time(was.timing), _time(run.timing)]
+        rows.append([*row, _ratio(ratio_before), _ratio(ratio), f"{ratio / ratio_before - 1:+.0%}", *peaks])
+        (low, high), (low_before, high_before) = model.ratio_range(run), earlier.ratio_range(was)
+        marks.append("slower than before" if high < low_before else "faster than before" if low > high_before else "")
+    columns = ["pass", "layers on", "layout", "ms\nbefore", "ms\nnow", "ratio\nbefore", "ratio\nnow", "change"]
+    columns += ["peak MB\nbefore", "peak MB\nnow"]
+    title, notes = _compared(report, old)
+    return Table(f"{model.source.name}. {title}", columns, rows, marks, notes)
+
+
+def comparisons(report: Report, old: Report) -> list[Table]:
+    """What can be compared of two reports: layers, and a model that is the same in both."""
+    shown = [compare_table(report, old)] if report.results else []
+    if report.model and old.model and report.model.source == old.model.source:
+        shown.append(compare_model_table(report, report.model, old, old.model))
+    return shown
+
+
+def _compared(report: Report, old: Report) -> tuple[str, str]:
+    """Title and notes of a comparison."""
     title = f"Compared with {old.machine['commit'] or 'the run'} of {old.machine['date']}"
     notes = (
         "Change: of the ratio to torch, each measured in its own run; marked where it is more than the spread of both."
     )
     if any(old.machine[key] != report.machine[key] for key in ("cpu", "isa", "threads")):
         notes += " The earlier run was on {cpu}, {isa}, {threads} threads.".format(**old.machine)
-    missing = len(report.results) - len(rows)
-    if missing:
-        notes += f" {missing} of {len(report.results)} rows are not in the earlier run."
-    return Table(title, columns, rows, marks, notes)
+    return title, notes
 
 
 def tables(report: Report) -> list[Table]:

@@ -12,7 +12,7 @@ dimension into the batch or the groups. `call` chooses the way in:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -556,23 +556,37 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
 
 # ---- the short way: plain tensors, whose call is already made ready
 #
-# `eager` says whether it may be taken. `ready` is what `functional` found in its cache: the call, and the operator's
-# parameters for when backward cannot take the short way because a graph of the gradient is wanted (create_graph) or
-# something watches.
+# `eager` says whether it may be taken. `ready` is what `functional` found in its cache: the call; the operator's
+# parameters, for when backward cannot take the short way because a graph of the gradient is wanted (create_graph) or
+# something watches; and the parameters as they were given, by which the cache was searched.
+#
+# Between calls of torch every step here is cold for the processor: it costs twice what a loop around it would say.
+# So tests are written out rather than called, and a tensor is asked for nothing twice.
+
+Call = TypeVar("Call", ops.ConvCall, ops.PoolCall, ops.LrnCall)
+Ready: TypeAlias = tuple[Call, tuple[Any, ...], tuple[Any, ...]]
 
 
-def eager(*tensors: Any) -> Target | None:
+def eager(t: Tensor, *others: Tensor) -> Target | None:
     """Where a call goes, if nothing but plain tensors on one device and plain execution is involved."""
-    for t in tensors:
-        if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
-            return _eager_on_gpu(tensors)
-    if not _nothing_watches():
+    if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
+        return _eager_on_gpu(t, *others)
+    for other in others:
+        if type(other) not in PLAIN or not other.is_cpu or other.is_neg():
+            return _eager_on_gpu(t, *others)
+    if (
+        _transforms_active()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _is_tracing()
+        or _key_is_included(_VMAP_MODE)
+    ):
         return None
     target = _current()
     return target if target.simulation is None else device.now(target)
 
 
-def _eager_on_gpu(tensors: tuple[Any, ...]) -> Target | None:
+def _eager_on_gpu(*tensors: Tensor) -> Target | None:
     plain = all(type(t) in PLAIN and t.is_cuda and not t.is_neg() for t in tensors)
     if not (device.CUDA and plain and len({t.get_device() for t in tensors}) == 1 and _nothing_watches()):
         return None
@@ -588,19 +602,30 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _first_order(gradient: Tensor) -> bool:
-    return not _is_grad_enabled() and type(gradient) in PLAIN and _nothing_watches() and not gradient.is_neg()
+    return not (
+        _is_grad_enabled()
+        or type(gradient) not in PLAIN
+        or gradient.is_neg()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes()
+        or _is_tracing()
+        or _key_is_included(_VMAP_MODE)
+    )
 
 
 def _direct_apply(function: type[Function]) -> Any:
-    """`function.apply` without its tests for torch.func, which `eager` has made: a third of the cost of a call."""
+    """`function.apply` without its tests for torch.func, which `eager` has made: a third of the cost of a call.
+
+    Nor does its backward pass look for what to call.
+    """
+    function._backward_cls.apply = function.backward
     return super(Function, function).apply  # type: ignore[misc]
 
 
 class EagerConv(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, ready: tuple[ops.ConvCall, tuple[Any, ...]]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, ready: Ready[ops.ConvCall]) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.ready = ready
         return ready[0].forward(x, w, b)
@@ -609,7 +634,7 @@ class EagerConv(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
         along_x, along_w, along_b, _ = ctx.needs_input_grad
-        ready, args = ctx.ready
+        ready, args, _ = ctx.ready
         if not _first_order(gy):
             return *conv_gradients((along_x, along_w, along_b), gy, x, w, args), None
         gx = ready.input_gradient(gy, w, None) if along_x else None
@@ -623,9 +648,7 @@ class EagerConv(Function):
 
 class EagerConvTranspose(Function):
     @staticmethod
-    def forward(
-        ctx: Any, gy: Tensor, w: Tensor, b: Tensor | None, ready: tuple[ops.ConvCall, tuple[Any, ...]]
-    ) -> Tensor:
+    def forward(ctx: Any, gy: Tensor, w: Tensor, b: Tensor | None, ready: Ready[ops.ConvCall]) -> Tensor:
         ctx.save_for_backward(gy, w)
         ctx.ready = ready
         return ready[0].input_gradient(gy, w, b)
@@ -634,47 +657,59 @@ class EagerConvTranspose(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         gy, w = ctx.saved_tensors
         along_gy, along_w, along_b, _ = ctx.needs_input_grad
-        ready, args = ctx.ready
+        ready, args, _ = ctx.ready
         if not _first_order(v):
             return *conv_transpose_gradients((along_gy, along_w, along_b), v, gy, w, args), None
         gx = ready.forward(v, w, None) if along_gy else None
         gw = ready.weight_gradient(gy, v, False)[0] if along_w else None
-        return gx, gw, ops.channel_sum_real(v) if along_b else None, None
+        return gx, gw, ready.x_channel_sum(v) if along_b else None, None
 
 
 class EagerMaxPool(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, ready: tuple[ops.PoolCall, tuple[Any, ...]], return_indices: bool
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        ctx.kind = "plane" if return_indices else ready[0].kind
-        y, index = ready[0].max(x, ctx.kind)
-        assert index is not None
+    def forward(ctx: Any, x: Tensor, ready: Ready[ops.PoolCall]) -> Tensor:
+        call = ready[0]
+        y, index = call.max_with_index(x, call.kind)
         ctx.save_for_backward(index)
         ctx.ready = ready
-        if not return_indices:
-            return y
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+        (index,) = ctx.saved_tensors
+        ready, args, _ = ctx.ready
+        if _first_order(gy):
+            return ready.max_backward(gy, index, ready.kind), None
+        return call(ops.max_pool_backward, gy, index, ready.x_shape[2:], *args), None
+
+
+class EagerMaxPoolWithIndices(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ready: Ready[ops.PoolCall]) -> tuple[Tensor, Tensor]:
+        y, index = ready[0].max_with_index(x, "plane")
+        ctx.save_for_backward(index)
+        ctx.ready = ready
         ctx.mark_non_differentiable(index)
         return y, index
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, gy: Tensor, _: Any) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
-        ready, args = ctx.ready
+        ready, args, _ = ctx.ready
         if _first_order(gy):
-            return ready.max_backward(gy, index, ctx.kind), None, None
-        return call(ops.max_pool_backward, gy, index, ready.x_shape[2:], *args), None, None
+            return ready.max_backward(gy, index, "plane"), None
+        return call(ops.max_pool_backward, gy, index, ready.x_shape[2:], *args), None
 
 
 class EagerAveragePool(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ready: tuple[ops.PoolCall, tuple[Any, ...]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ready: Ready[ops.PoolCall]) -> Tensor:
         ctx.ready = ready
         return ready[0].average(x)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        ready, args = ctx.ready
+        ready, args, _ = ctx.ready
         if _first_order(gy):
             return ready.average_backward(gy), None
         return call(ops.average_pool_backward, gy, ready.x_shape[2:], *args), None
@@ -682,7 +717,7 @@ class EagerAveragePool(Function):
 
 class EagerLrn(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ready: tuple[ops.LrnCall, tuple[Any, ...]]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, ready: Ready[ops.LrnCall]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.ready = ready
         return ready[0].forward(x)
@@ -690,7 +725,7 @@ class EagerLrn(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
-        ready, args = ctx.ready
+        ready, args, _ = ctx.ready
         if _first_order(gy):
             return ready.backward(gy, x), None
         return call(ops.lrn_backward, gy, x, *args), None
@@ -699,5 +734,6 @@ class EagerLrn(Function):
 eager_conv = _direct_apply(EagerConv)
 eager_conv_transpose = _direct_apply(EagerConvTranspose)
 eager_max_pool = _direct_apply(EagerMaxPool)
+eager_max_pool_with_indices = _direct_apply(EagerMaxPoolWithIndices)
 eager_average_pool = _direct_apply(EagerAveragePool)
 eager_lrn = _direct_apply(EagerLrn)

@@ -9,6 +9,7 @@ ValueError for integers beyond 64 bits; NotImplementedError for a dtype or devic
 """
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from fastconv import autograd, checks, ops
-from fastconv.autograd import call, eager, wants_gradient
+from fastconv.autograd import Ready, call, eager, wants_gradient
 from fastconv.ops import Cache
 
 __all__ = [
@@ -37,23 +38,59 @@ __all__ = [
 ]
 
 _threads = torch.get_num_threads
+_is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 
-# Calls made ready, by everything about the arguments but the addresses: a second call with equal arguments skips all
-# checks. Types are part of a key because True == 1 == 1.0, which are not equally valid.
+# Calls made ready (autograd.Ready), by everything about the arguments but the addresses, first the parameters as given:
+# a second call with equal arguments skips all checks.
 _ready = Cache()
 
 
-def _find(key: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """(what is ready for the key or None, the key with lists as tuples)."""
+def _look_up(operator: str, dims: int, x: Tensor, given: tuple[Any, ...]) -> tuple[Any, Any]:
+    """(what is ready for a call or None, its key). No key: something watches, so that an operator is to be called."""
+    if is_compiling() or (target := eager(x)) is None:
+        return None, None
+    key = (given, operator, dims, x.shape, x.stride(), x.dtype, _threads(), target)
     try:
-        return _ready.get(key), key
+        found = _ready[key]
+        if all(map(is_, found[2], given)):
+            return found, key
+    except (KeyError, TypeError):
+        pass
+    return _look_up_carefully(key)
+
+
+def _look_up_conv(
+    operator: str, dims: int, x: Tensor, w: Tensor, b: Tensor | None, given: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """The same for a convolution."""
+    if is_compiling() or (target := (eager(x, w) if b is None else eager(x, w, b))) is None:
+        return None, None
+    key = (
+        given, operator, dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
+        None if b is None else (b.shape, b.dtype), _threads(), target,
+    )  # fmt: skip
+    try:
+        found = _ready[key]
+        if all(map(is_, found[2], given)):
+            return found, key
+    except (KeyError, TypeError):
+        pass
+    return _look_up_carefully(key)
+
+
+def _look_up_carefully(key: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """The same where parameters may be lists, or equal to others without being the same objects."""
+    try:
+        hash(key)
     except TypeError:
-        key = tuple(_hashable(part) for part in key)
+        key = _hashable(key)
     try:
-        return _ready.get(key), key
+        found = _ready.get(key)
     except TypeError:  # a bad argument, which the checks will name
         return None, key
+    # True == 1 == 1.0, which are not equally valid.
+    return (None if found is None or _kind(found[2]) != _kind(key[0]) else found), key
 
 
 def _kind(value: Any) -> Any:
@@ -86,21 +123,14 @@ def _conv(
 ) -> Tensor:
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
-    key = found = None
-    if not is_compiling() and (target := eager(x, w) if b is None else eager(x, w, b)):
-        key = (
-            dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, None if b is None else (b.shape, b.dtype),
-            stride, _kind(stride), padding, _kind(padding), dilation, _kind(dilation), groups, type(groups),
-            _threads(), target,
-        )  # fmt: skip
-        found, key = _find(key)
+    found, key = _look_up_conv("conv", dims, x, w, b, (stride, padding, dilation, groups))
     if found is None:
         args = checks.conv(dims, x, w, b, stride, padding, dilation, groups)
         if x.dim() == dims + 1:
             return _conv(dims, x.unsqueeze(0), w, b, stride, padding, dilation, groups).squeeze(0)
         if key is None:
             return call(ops.conv_forward, x, w, b, *args)
-        found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args
+        found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args, key[0]
     if wants_gradient(x, w, b):
         return autograd.eager_conv(x, w, b, found)
     return found[0].forward(x, w, b)
@@ -119,15 +149,8 @@ def _conv_transpose(
 ) -> Tensor:
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
-    key = found = None
-    if not is_compiling() and (target := eager(x, w) if b is None else eager(x, w, b)):
-        key = (
-            -dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
-            None if b is None else (b.shape, b.dtype), stride, _kind(stride), padding, _kind(padding),
-            output_padding, _kind(output_padding), groups, type(groups), dilation, _kind(dilation),
-            _threads(), target,
-        )  # fmt: skip
-        found, key = _find(key)
+    given = stride, padding, output_padding, groups, dilation
+    found, key = _look_up_conv("conv_transpose", dims, x, w, b, given)
     if found is None:
         size, *rest = checks.conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation)
         args: tuple[Any, ...] = tuple(rest)
@@ -136,7 +159,7 @@ def _conv_transpose(
             return _conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation).squeeze(0)
         if key is None:
             return call(ops.conv_input_gradient, x, w, b, size, *args)
-        found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), args
+        found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), args, key[0]
     if wants_gradient(x, w, b):
         return autograd.eager_conv_transpose(x, w, b, found)
     return found[0].input_gradient(x, w, b)
@@ -368,13 +391,7 @@ def _max_pool(
     ceil_mode: Any,
     return_indices: Any,
 ) -> Any:
-    key = found = None
-    if not is_compiling() and (target := eager(x)):
-        key = (
-            "max", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride), padding,
-            _kind(padding), dilation, _kind(dilation), ceil_mode, type(ceil_mode), _threads(), target,
-        )  # fmt: skip
-        found, key = _find(key)
+    found, key = _look_up("max_pool", dims, x, (kernel_size, stride, padding, dilation, ceil_mode))
     if found is None:
         checks.pool_input(dims, x)
         checks.boolean("ceil_mode", ceil_mode)
@@ -386,7 +403,7 @@ def _max_pool(
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), dilations)
         if key is None:
             return _max_pool_watched(x, size, args, return_indices)
-        found = _ready[key] = ops.max_pool_call(x, size, *args), args
+        found = _ready[key] = ops.max_pool_call(x, size, *args), args, key[0]
     return _max_pool_ready(x, found, return_indices)
 
 
@@ -397,19 +414,16 @@ def _max_pool_watched(x: Tensor, size: Any, args: tuple[Any, ...], return_indice
     return call(ops.max_pool, x, size, *args, index)[0]
 
 
-def _max_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]], return_indices: bool) -> Any:
-    if wants_gradient(x):
-        return autograd.eager_max_pool(x, found, return_indices)
-    if return_indices:
-        return found[0].max(x, "plane")
-    return found[0].max(x, "none")[0]
+def _max_pool_ready(x: Tensor, found: Ready[ops.PoolCall], return_indices: bool) -> Any:
+    if x.requires_grad and _is_grad_enabled():
+        if return_indices:
+            return autograd.eager_max_pool_with_indices(x, found)
+        return autograd.eager_max_pool(x, found)
+    return found[0].max_with_index(x, "plane") if return_indices else found[0].max(x)
 
 
 def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: Any) -> Any:
-    key = found = None
-    if not is_compiling() and (target := eager(x)):
-        key = ("adaptive max", dims, x.shape, x.stride(), x.dtype, output_size, _kind(output_size), _threads(), target)
-        found, key = _find(key)
+    found, key = _look_up("adaptive_max_pool", dims, x, (output_size,))
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
         if x.dim() == dims + 1:
@@ -418,7 +432,7 @@ def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: A
         args: tuple[Any, ...] = ((), (), (), ())
         if key is None:
             return _max_pool_watched(x, size, args, return_indices)
-        found = _ready[key] = ops.max_pool_call(x, size, *args), args
+        found = _ready[key] = ops.max_pool_call(x, size, *args), args, key[0]
     return _max_pool_ready(x, found, return_indices)
 
 
@@ -432,14 +446,8 @@ def _average_pool(
     count_include_pad: Any,
     divisor: Any,
 ) -> Tensor:
-    key = found = None
-    if not is_compiling() and (target := eager(x)):
-        key = (
-            "average", dims, x.shape, x.stride(), x.dtype, kernel_size, _kind(kernel_size), stride, _kind(stride),
-            padding, _kind(padding), ceil_mode, type(ceil_mode), count_include_pad, type(count_include_pad), divisor,
-            type(divisor), _threads(), target,
-        )  # fmt: skip
-        found, key = _find(key)
+    given = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
+    found, key = _look_up("average_pool", dims, x, given)
     if found is None:
         checks.pool_input(dims, x)
         checks.boolean("ceil_mode", ceil_mode)
@@ -455,31 +463,18 @@ def _average_pool(
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), count_include_pad, divisor_override)
         if key is None:
             return call(ops.average_pool, x, size, *args)
-        found = _ready[key] = ops.average_pool_call(x, size, *args), args
+        found = _ready[key] = ops.average_pool_call(x, size, *args), args, key[0]
     return _average_pool_ready(x, found)
 
 
-def _average_pool_ready(x: Tensor, found: tuple[ops.PoolCall, tuple[Any, ...]]) -> Tensor:
-    if wants_gradient(x):
+def _average_pool_ready(x: Tensor, found: Ready[ops.PoolCall]) -> Tensor:
+    if x.requires_grad and _is_grad_enabled():
         return autograd.eager_average_pool(x, found)
     return found[0].average(x)
 
 
 def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
-    key = found = None
-    if not is_compiling() and (target := eager(x)):
-        key = (
-            "adaptive average",
-            dims,
-            x.shape,
-            x.stride(),
-            x.dtype,
-            output_size,
-            _kind(output_size),
-            _threads(),
-            target,
-        )
-        found, key = _find(key)
+    found, key = _look_up("adaptive_average_pool", dims, x, (output_size,))
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1, empty_channels=True)
         if x.dim() == dims + 1:
@@ -487,7 +482,7 @@ def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
         args = ((), (), (), True, 0)
         if key is None:
             return call(ops.average_pool, x, size, *args)
-        found = _ready[key] = ops.average_pool_call(x, size, *args), args
+        found = _ready[key] = ops.average_pool_call(x, size, *args), args, key[0]
     return _average_pool_ready(x, found)
 
 
@@ -773,30 +768,12 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     """
     if has_torch_function_unary(input):
         return handle_torch_function(local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k)
-    key = found = None
-    if not is_compiling() and (target := eager(input)):
-        key = (
-            "lrn",
-            input.shape,
-            input.stride(),
-            input.dtype,
-            size,
-            type(size),
-            alpha,
-            type(alpha),
-            beta,
-            type(beta),
-            k,
-            type(k),
-            _threads(),
-            target,
-        )
-        found, key = _find(key)
+    found, key = _look_up("local_response_norm", 0, input, (size, alpha, beta, k))
     if found is None:
         args = checks.lrn(input, size, alpha, beta, k)
         if key is None:
             return call(ops.lrn, input, *args)
-        found = _ready[key] = ops.lrn_call(input, *args), args
-    if wants_gradient(input):
+        found = _ready[key] = ops.lrn_call(input, *args), args, key[0]
+    if input.requires_grad and _is_grad_enabled():
         return autograd.eager_lrn(input, found)
     return found[0].forward(input)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import _C, checks, frozen, tuning
@@ -63,6 +63,13 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> Ints:
     return torch.empty(tuple(shape), device="meta", memory_format=FORMATS[channels_last]).stride()
 
 
+def blank(t: Tensor, shape: Ints, strides: Ints, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on t's device without memory: torch.empty_like of it is the fastest way to a tensor of such strides."""
+    out = t.new_empty_strided(shape, strides, dtype=dtype)
+    out.untyped_storage().resize_(0)
+    return out
+
+
 def _volume(sizes: Sequence[int]) -> int:
     total = 1
     for size in sizes:
@@ -92,6 +99,7 @@ class ConvCall:
         "empty_reduction",
         "format",
         "problem",
+        "sums",
         "target",
         "threads",
         "w_format",
@@ -127,6 +135,7 @@ class ConvCall:
         self.format, self.w_format = FORMATS[channels_last], FORMATS[w_channels_last]
         self.threads, self.target, self.workspace = threads, target, target.workspace
         self._plans: list[Any] = [None, None, None]
+        self.sums: ChannelSumCall | None = None
         self.problem = p = _C.ConvProblem()
         p.n, p.c = x_shape[:2]
         p.k = w_shape[0]
@@ -221,6 +230,14 @@ class ConvCall:
             0 if scratch is None else scratch.data_ptr(),
         )
         return gw, gb
+
+    def x_channel_sum(self, t: Tensor) -> Tensor:
+        """Sums over the channels of a tensor of x's shape, such as the gradient of a transposed convolution's bias."""
+        if self.sums is None:
+            if 0 in self.x_shape or t.dtype not in (torch.float32, torch.float64):
+                return channel_sum_real(t)
+            self.sums = ChannelSumCall(self.x_shape, t.dtype, self.channels_last, self.threads, self.target)
+        return self.sums.run(t)
 
 
 def _per_channel(b: Tensor, y: Tensor) -> Tensor:
@@ -395,13 +412,17 @@ class PoolCall:
 
     __slots__ = (
         "channels_last",
+        "empty",
         "format",
+        "index_like",
         "kind",
         "native",
         "problem",
         "threads",
+        "x_like",
         "x_shape",
         "x_strides",
+        "y_like",
         "y_shape",
         "y_strides",
     )
@@ -425,7 +446,12 @@ class PoolCall:
         self.x_shape, self.y_shape = x_shape, y_shape
         self.x_strides, self.y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
         self.channels_last, self.format = channels_last, FORMATS[channels_last]
+        self.empty = 0 in y_shape
         self.kind = index_kind(kernel)
+        # Made when first needed, just before a tensor like it: then none takes memory that a call would not.
+        self.x_like: Tensor | None = None
+        self.y_like: Tensor | None = None
+        self.index_like: dict[str, Tensor] = {}
         self.problem = p = _C.PoolProblem()
         p.n, p.c = x_shape[:2]
         p.h, p.w = _pair(x_shape[2:], 1)
@@ -442,21 +468,40 @@ class PoolCall:
         reads = _volume(kernel) if kernel else max(1, _volume(x_shape[2:]) // max(1, _volume(y_shape[2:])))
         self.threads = _C.useful_threads(_volume(y_shape) * reads, threads)
 
-    def max(self, x: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
-        y = x.new_empty_strided(self.y_shape, self.y_strides)
-        index = None
-        if kind != "none":
-            index = x.new_empty_strided(self.y_shape, self.y_strides, dtype=INDEX_DTYPES[kind])
-        if y.numel():
+    def _blank_x(self, t: Tensor) -> Tensor:
+        self.x_like = like = blank(t, self.x_shape, self.x_strides)
+        return like
+
+    def _blank_y(self, t: Tensor) -> Tensor:
+        self.y_like = like = blank(t, self.y_shape, self.y_strides)
+        return like
+
+    def _blank_index(self, t: Tensor, kind: str) -> Tensor:
+        self.index_like[kind] = like = blank(t, self.y_shape, self.y_strides, INDEX_DTYPES[kind])
+        return like
+
+    def max(self, x: Tensor) -> Tensor:
+        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
+        if not self.empty:
             if x.stride() != self.x_strides:
                 x = x.contiguous(memory_format=self.format)
-            at = 0 if index is None else index.data_ptr()
-            self.native.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), at, INDEX_KINDS[kind], self.threads)
+            self.native.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), 0, NO_INDEX, self.threads)
+        return y
+
+    def max_with_index(self, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
+        index = empty_like(self._blank_index(x, kind) if (like := self.index_like.get(kind)) is None else like)
+        if not self.empty:
+            if x.stride() != self.x_strides:
+                x = x.contiguous(memory_format=self.format)
+            self.native.max_pool_forward(
+                self.problem, x.data_ptr(), y.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], self.threads
+            )
         return y, index
 
     def max_backward(self, gy: Tensor, index: Tensor, kind: str) -> Tensor:
-        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
-        if not gy.numel():
+        gx = empty_like(self._blank_x(gy) if (like := self.x_like) is None else like)
+        if self.empty:
             return gx.zero_()
         if gy.stride() != self.y_strides:
             gy = gy.contiguous(memory_format=self.format)
@@ -469,8 +514,8 @@ class PoolCall:
         return gx
 
     def gather(self, v: Tensor, index: Tensor, kind: str) -> Tensor:
-        y = v.new_empty_strided(self.y_shape, self.y_strides)
-        if y.numel():
+        y = empty_like(self._blank_y(v) if (like := self.y_like) is None else like)
+        if not self.empty:
             if v.stride() != self.x_strides:
                 v = v.contiguous(memory_format=self.format)
             if index.stride() != self.y_strides:
@@ -489,16 +534,16 @@ class PoolCall:
         checks.fail("index", expected, f"values from {index.min().item()} to {index.max().item()}")
 
     def average(self, x: Tensor) -> Tensor:
-        y = x.new_empty_strided(self.y_shape, self.y_strides)
-        if y.numel():
+        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
+        if not self.empty:
             if x.stride() != self.x_strides:
                 x = x.contiguous(memory_format=self.format)
             self.native.average_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
         return y
 
     def average_backward(self, gy: Tensor) -> Tensor:
-        gx = gy.new_empty_strided(self.x_shape, self.x_strides)
-        if not gy.numel():
+        gx = empty_like(self._blank_x(gy) if (like := self.x_like) is None else like)
+        if self.empty:
             return gx.zero_()
         if gy.stride() != self.y_strides:
             gy = gy.contiguous(memory_format=self.format)
@@ -507,7 +552,8 @@ class PoolCall:
 
 
 INDEX_DTYPES = {"window": torch.uint8, "plane": torch.int64}
-INDEX_KINDS = {"none": _C.MaxIndex.none, "window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
+NO_INDEX = _C.MaxIndex.none
+INDEX_KINDS = {"window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
 
 
 def index_kind(kernel: Ints) -> str:
@@ -588,12 +634,12 @@ def max_pool_real(
     x: Tensor, output_size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, index: str
 ) -> tuple[Tensor, Tensor]:
     _index_choice(index, kernel)
-    y, positions = max_pool_call(x, output_size, kernel, stride, padding, dilation).max(x, index)
-    return y, x.new_empty(0, dtype=torch.uint8) if positions is None else positions
+    call = max_pool_call(x, output_size, kernel, stride, padding, dilation)
+    return (call.max(x), x.new_empty(0, dtype=torch.uint8)) if index == "none" else call.max_with_index(x, index)
 
 
 def _index_choice(index: str, kernel: Ints) -> None:
-    if index not in INDEX_KINDS or (index == "window" and index_kind(kernel) != "window"):
+    if index not in ("none", *INDEX_KINDS) or (index == "window" and index_kind(kernel) != "window"):
         checks.fail("index", "'none', 'plane', or for windows of at most 255 positions 'window'", repr(index))
 
 

@@ -421,3 +421,50 @@ def test_show_config():
     text = fastconv.show_config()
     assert fastconv.__version__ in text
     assert fastconv._C.isa() in text
+
+
+# ---- calls made ready: found again by arguments that are equal, and equally valid
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(1, True), (1, 1.0), ((1, 1), (1, True)), ([1, 1], [1.0, 1]), ((1, 1), [1, 1.0])],
+)
+def test_equal_arguments_of_another_type_are_checked_again(good, bad):
+    x, w = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
+    calls = [
+        lambda value: functional.max_pool2d(x, value),
+        lambda value: functional.avg_pool2d(x, 2, value),
+        lambda value: functional.adaptive_avg_pool2d(x, value),
+        lambda value: functional.conv2d(x, w, None, value),
+        lambda value: functional.conv_transpose2d(x, w, None, value),
+    ]
+    for call in calls:
+        expected = call(good)
+        for _ in range(2):
+            with pytest.raises(TypeError):
+                call(bad)
+            assert torch.equal(call(good), expected)
+
+
+def test_a_list_that_changes_is_read_anew():
+    x, window = torch.arange(16.0).reshape(1, 1, 4, 4), [1, 1]
+    assert torch.equal(functional.max_pool2d(x, window), x)
+    window[:] = [2, 2]
+    assert functional.max_pool2d(x, window).shape == (1, 1, 2, 2)
+    window[:] = [1.0, 1.0]
+    with pytest.raises(TypeError):
+        functional.max_pool2d(x, window)
+
+
+def test_what_is_made_ready_in_inference_mode_serves_training():
+    """The shape is used nowhere else: the call is made ready here."""
+    x = torch.randn(1, 3, 5, 7)
+    with torch.inference_mode():
+        expected = functional.avg_pool2d(x, 2), functional.max_pool2d(x, 2)
+    x.requires_grad_()
+    for y, other in zip((functional.avg_pool2d(x, 2), functional.max_pool2d(x, 2)), expected, strict=True):
+        assert torch.equal(y, other)
+        assert not y.is_inference()
+        (gx,) = torch.autograd.grad(y.sum(), x)
+        gx += 1  # a tensor like any other

@@ -33,6 +33,7 @@ EXPECTED = {
     "vector_bounds": ["global read out of bounds: 16 bytes at byte 256 of x (256 bytes)"],
     "misaligned_vector": ["misaligned access: 16 bytes"],
     "misaligned_plain": ["misaligned access: 8 bytes"],
+    "local_of_another": ["global read out of bounds: 4 bytes"],
     "misaligned_async": ["cp.async: misaligned"],
     "read_only": ["write to a read-only buffer"],
     "never_written": ["byte 68 of y was never written"],

@@ -26,6 +26,7 @@ struct Thread {
   int index, warp, lane;  // index is linear in the block
   Wait wait;
   Site site;      // of the wait
+  const Stack* stack;
   void* operand;  // of the warp operation waited for
   std::vector<std::vector<PendingCopy>> groups;
   std::vector<PendingCopy> open_group;

@@ -187,6 +187,7 @@ void run_grid(const char* kernel, Dim3 grid, Dim3 threads, size_t dynamic_shared
     thread.index = i;
     thread.warp = i / 32;
     thread.lane = i % 32;
+    thread.stack = &stacks[size_t(i)];
     thread.coordinates = {unsigned(i) % threads.x, unsigned(i) / threads.x % threads.y, unsigned(i) / (threads.x * threads.y)};
   }
 

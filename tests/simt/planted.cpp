@@ -147,6 +147,18 @@ __global__ void misaligned_vector(const float* x, float* y) {
   y[threadIdx.x] = v.at[0];
 }
 
+// A thread's local variables are its own, however near in memory: the deep frame of one lies beside the next one's stack.
+template <bool bug>
+__global__ void local_of_another(const float* x, float* y) {
+  FASTCONV_SHARED(float*[64], where);
+  float* local = static_cast<float*>(__builtin_alloca(threadIdx.x % 2 ? 4 : 32768));
+  *local = x[threadIdx.x];
+  where[threadIdx.x] = local;
+  __syncthreads();
+  y[threadIdx.x] = *where[bug ? threadIdx.x & ~1u : threadIdx.x];
+  __syncthreads();
+}
+
 template <bool bug>
 __global__ void misaligned_plain(const float* x, float* y) {
   const auto* p = reinterpret_cast<const double*>(x + 2 * (threadIdx.x % 31) + bug);
@@ -290,6 +302,7 @@ const struct {
              CASE(vector_bounds, 0),
              CASE(misaligned_vector, 0),
              CASE(misaligned_plain, 0),
+             CASE(local_of_another, 0),
              CASE(misaligned_async, 0),
              CASE(read_only, 0),
              CASE(never_written, 0),

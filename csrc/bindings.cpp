@@ -45,10 +45,64 @@ void expect(const ConvPlan& plan, Primitive primitive) {
   if (plan.primitive != primitive) throw std::logic_error("this plan is for another primitive");
 }
 
-void run(const ConvPlan& plan, cpu::ConvArgs& args, Address workspace) {
+// `packed`: the weights as ConvPlan.pack leaves them, or 0.
+void run(const ConvPlan& plan, cpu::ConvArgs& args, Address workspace, Address packed = 0) {
+  const auto will_fill = [&](void* memory, int64_t elements) {
+    if (memory) prefer_huge_pages(memory, elements * size_of(plan.dtype));
+  };
+  will_fill(args.y, output_elements(plan.problem));
+  will_fill(args.gx, input_elements(plan.problem));
   args.workspace = filled(workspace, plan.workspace_bytes / size_of(plan.dtype), plan.dtype);
+  args.packed = at(packed);
   args.threads = usable(plan.threads);
   run_conv(plan, args);
+}
+
+// A plan for one of the devices. Its own class: a CPU plan's methods take no stream.
+struct DevicePlan : ConvPlan {
+  device::Backend backend;
+};
+
+void run(const DevicePlan& plan, cpu::ConvArgs& args, Address workspace, Address stream) {
+  args.workspace = at(workspace);
+  args.threads = plan.threads;
+  args.stream = at(stream);
+  device::run_conv(plan.backend, plan, args);
+}
+
+// What both kinds of plan have. `Stream` is an address, or nothing for the CPU; `last` names and describes the last argument of
+// forward and input_gradient.
+template <class... Stream, class Plan, class Last>
+void bind_plan(py::class_<Plan>& type, const Last& last) {
+  type.def_property_readonly("algorithm", [](const Plan& plan) { return plan.algorithm->name; })
+      .def_property_readonly("workspace_bytes", [](const Plan& plan) { return plan.workspace_bytes; })
+      .def(
+          "forward",
+          [](const Plan& plan, Address x, Address w, Address b, Address y, Address workspace, Address packed_or_stream) {
+            expect(plan, Primitive::forward);
+            cpu::ConvArgs args{};
+            args.x = at(x), args.w = at(w), args.b = at(b), args.y = at(y);
+            run(plan, args, workspace, packed_or_stream);
+          },
+          release_gil(), py::arg("x"), py::arg("w"), py::arg("b"), py::arg("y"), py::arg("workspace"), last)
+      .def(
+          "input_gradient",
+          [](const Plan& plan, Address gy, Address w, Address b, Address gx, Address workspace, Address packed_or_stream) {
+            expect(plan, Primitive::input_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.w = at(w), args.b = at(b), args.gx = at(gx);
+            run(plan, args, workspace, packed_or_stream);
+          },
+          release_gil(), py::arg("gy"), py::arg("w"), py::arg("b"), py::arg("gx"), py::arg("workspace"), last)
+      .def(
+          "weight_gradient",
+          [](const Plan& plan, Address gy, Address x, Address gw, Address gb, Address workspace, Stream... stream) {
+            expect(plan, Primitive::weight_gradient);
+            cpu::ConvArgs args{};
+            args.gy = at(gy), args.x = at(x), args.gw = at(gw), args.gb = at(gb);
+            run(plan, args, workspace, stream...);
+          },
+          release_gil());
 }
 
 void bind_problems(py::module_& m) {
@@ -66,7 +120,7 @@ void bind_problems(py::module_& m) {
         .def(py::init([] { return Problem{}; })) FIELD(n) FIELD(c) FIELD(h) FIELD(w) FIELD(k) FIELD(r) FIELD(s) FIELD(p)
             FIELD(q) FIELD(stride_h) FIELD(stride_w) FIELD(pad_top) FIELD(pad_bottom) FIELD(pad_left) FIELD(pad_right)
                 FIELD(dilation_h) FIELD(dilation_w) FIELD(groups) FIELD(layout) FIELD(weight_layout) FIELD(dtype)
-                    FIELD(allow_tf32) FIELD(allow_winograd);
+                    FIELD(allow_tf32) FIELD(relu) FIELD(allow_winograd);
   }
   {
     using Problem = PoolProblem;
@@ -96,13 +150,11 @@ void bind_conv(py::module_& m) {
         return conv_algorithms(problem, primitive_named(primitive));
       },
       py::arg("problem"), py::arg("primitive"));
-  py::class_<ConvPlan>(m, "ConvPlan")
-      .def(py::init([](const ConvProblem& problem, const std::string& primitive, int threads, const std::string& algorithm) {
+  py::class_<ConvPlan> plan(m, "ConvPlan");
+  plan.def(py::init([](const ConvProblem& problem, const std::string& primitive, int threads, const std::string& algorithm) {
              return plan_conv(problem, primitive_named(primitive), threads, algorithm);
            }),
            py::arg("problem"), py::arg("primitive"), py::arg("threads"), py::arg("algorithm") = "")
-      .def_property_readonly("algorithm", [](const ConvPlan& plan) { return plan.algorithm->name; })
-      .def_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
       .def_readonly("threads", &ConvPlan::threads)
       .def_property_readonly("packed_bytes", packed_bytes)
       .def(
@@ -114,36 +166,8 @@ void bind_conv(py::module_& m) {
             args.threads = usable(plan.threads);
             pack_conv(plan, args);
           },
-          release_gil())
-      .def(
-          "forward",
-          [](const ConvPlan& plan, Address x, Address w, Address b, Address y, Address workspace, Address packed) {
-            expect(plan, Primitive::forward);
-            cpu::ConvArgs args{};
-            args.x = at(x), args.w = at(w), args.b = at(b), args.packed = at(packed);
-            args.y = filled(y, output_elements(plan.problem), plan.dtype);
-            run(plan, args, workspace);
-          },
-          release_gil(), py::arg("x"), py::arg("w"), py::arg("b"), py::arg("y"), py::arg("workspace"), py::arg("packed") = 0)
-      .def(
-          "input_gradient",
-          [](const ConvPlan& plan, Address gy, Address w, Address b, Address gx, Address workspace, Address packed) {
-            expect(plan, Primitive::input_gradient);
-            cpu::ConvArgs args{};
-            args.gy = at(gy), args.w = at(w), args.b = at(b), args.packed = at(packed);
-            args.gx = filled(gx, input_elements(plan.problem), plan.dtype);
-            run(plan, args, workspace);
-          },
-          release_gil(), py::arg("gy"), py::arg("w"), py::arg("b"), py::arg("gx"), py::arg("workspace"), py::arg("packed") = 0)
-      .def(
-          "weight_gradient",
-          [](const ConvPlan& plan, Address gy, Address x, Address gw, Address gb, Address workspace) {
-            expect(plan, Primitive::weight_gradient);
-            cpu::ConvArgs args{};
-            args.gy = at(gy), args.x = at(x), args.gw = at(gw), args.gb = at(gb);
-            run(plan, args, workspace);
-          },
           release_gil());
+  bind_plan(plan, py::arg("packed") = 0);
 }
 
 void expect_fitting(const PoolProblem& problem, cpu::MaxIndex kind) {
@@ -213,52 +237,6 @@ void bind_lrn(py::module_& m) {
       release_gil());
 }
 
-// A plan for one of the devices. Its own class: a CPU plan's methods take no stream.
-struct DevicePlan {
-  device::Backend backend;
-  ConvPlan plan;
-};
-
-void run(const DevicePlan& plan, cpu::ConvArgs& args, Address workspace, Address stream) {
-  args.workspace = at(workspace);
-  args.threads = plan.plan.threads;
-  args.stream = at(stream);
-  device::run_conv(plan.backend, plan.plan, args);
-}
-
-void bind_device_plan(py::module_& m) {
-  py::class_<DevicePlan>(m, "DevicePlan")
-      .def_property_readonly("algorithm", [](const DevicePlan& plan) { return plan.plan.algorithm->name; })
-      .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return plan.plan.workspace_bytes; })
-      .def(
-          "forward",
-          [](const DevicePlan& plan, Address x, Address w, Address b, Address y, Address workspace, Address stream) {
-            expect(plan.plan, Primitive::forward);
-            cpu::ConvArgs args{};
-            args.x = at(x), args.w = at(w), args.b = at(b), args.y = at(y);
-            run(plan, args, workspace, stream);
-          },
-          release_gil())
-      .def(
-          "input_gradient",
-          [](const DevicePlan& plan, Address gy, Address w, Address b, Address gx, Address workspace, Address stream) {
-            expect(plan.plan, Primitive::input_gradient);
-            cpu::ConvArgs args{};
-            args.gy = at(gy), args.w = at(w), args.b = at(b), args.gx = at(gx);
-            run(plan, args, workspace, stream);
-          },
-          release_gil())
-      .def(
-          "weight_gradient",
-          [](const DevicePlan& plan, Address gy, Address x, Address gw, Address gb, Address workspace, Address stream) {
-            expect(plan.plan, Primitive::weight_gradient);
-            cpu::ConvArgs args{};
-            args.gy = at(gy), args.x = at(x), args.gw = at(gw), args.gb = at(gb);
-            run(plan, args, workspace, stream);
-          },
-          release_gil());
-}
-
 // A submodule with the functions of the CPU by the same names; they take a stream instead of a thread count.
 void bind_device(py::module_ m, device::Backend backend) {
   m.def(
@@ -273,7 +251,7 @@ void bind_device(py::module_ m, device::Backend backend) {
       [backend](const ConvProblem& problem, const std::string& primitive, int multiprocessors, const std::string& algorithm) {
         const cuda::Kernels& table = device::kernels(backend);
         return DevicePlan{
-            backend, plan_conv(problem, primitive_named(primitive), multiprocessors, algorithm, table.conv, table.conv_count)};
+            plan_conv(problem, primitive_named(primitive), multiprocessors, algorithm, table.conv, table.conv_count), backend};
       },
       py::arg("problem"), py::arg("primitive"), py::arg("multiprocessors"), py::arg("algorithm") = "");
   m.def(
@@ -364,7 +342,8 @@ PYBIND11_MODULE(_C, m) {
   bind_pool(m);
   bind_lrn(m);
   py::register_exception<simt::KernelFault>(m, "KernelFault", PyExc_RuntimeError);
-  bind_device_plan(m);
+  py::class_<DevicePlan> device_plan(m, "DevicePlan");
+  bind_plan<Address>(device_plan, py::arg("stream"));
   bind_simulation(m.def_submodule("simulation", "The CUDA kernels, run and checked on the CPU."));
 #ifdef FASTCONV_CUDA
   bind_cuda(m.def_submodule("cuda", "The CUDA kernels."));

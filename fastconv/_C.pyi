@@ -40,6 +40,7 @@ class ConvProblem:
     weight_layout: Layout
     dtype: Dtype
     allow_tf32: bool
+    relu: bool
     allow_winograd: bool
 
 class PoolProblem:

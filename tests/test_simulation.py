@@ -9,6 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
+import backends
+import cases
+import native
 import pytest
 import torch
 from backends import tf32
@@ -157,6 +160,35 @@ def test_tf32_follows_torch() -> None:
         assert torch.equal(F.conv2d(x, w), exact)
     with tf32(True):
         assert torch.equal(F.conv2d(x, w), exact)
+
+
+@pytest.mark.parametrize("primitive", ["forward", "input_gradient"])
+@pytest.mark.parametrize(
+    "case", [cases.Conv("dense", 1, 8, 5, 6, 8, 3, 3), cases.Conv("depthwise", 1, 8, 5, 6, 8, 3, 3, groups=8)]
+)
+def test_relu_after_the_bias(case: cases.Conv, primitive: str) -> None:
+    """The epilogue of every algorithm: what is negative becomes zero, NaN stays NaN; the CPU's kernels have none."""
+    problem = native.problem_of(case)
+    image, channels = ((8, 5, 6), 8) if primitive == "forward" else ((8, problem.p, problem.q), 8)
+    x, w, b = (torch.randint(-3, 4, shape).float() for shape in ((1, *image), (8, 8 // case.groups, 3, 3), (channels,)))
+    x[0, 0, 0, 0] = torch.nan
+    with backends.calls_go_to("simt"):
+        for tf32_allowed in (False, True):
+            problem.allow_tf32 = tf32_allowed
+            for algorithm in _C.simulation.conv_algorithms(problem, primitive):
+                results = []
+                for relu in (False, True):
+                    problem.relu = relu
+                    plan = _C.simulation.ConvPlan(problem, primitive, 4, algorithm)
+                    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8)
+                    y = torch.empty(1, 8, *((problem.p, problem.q) if primitive == "forward" else (5, 6)))
+                    getattr(plan, primitive)(*(t.data_ptr() for t in (x, w, b, y, workspace)), 0)
+                    results.append(y)
+                assert (results[0] < 0).any()
+                assert results[0].isnan().any()
+                torch.testing.assert_close(results[1], results[0].relu(), rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="relu: expected false on the CPU"):
+        _C.ConvPlan(problem, primitive, 1)
 
 
 def pooling() -> _C.PoolProblem:

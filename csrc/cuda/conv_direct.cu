@@ -322,22 +322,17 @@ void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive,
   const DirectGather g = gather_of<T>(p, primitive);
   const T *x = static_cast<const T*>(forward ? args.x : args.gy), *bias = static_cast<const T*>(args.b);
   T* y = static_cast<T*>(forward ? args.y : args.gx);
-  C* packed = static_cast<C*>(args.workspace);
   constexpr int lanes = lanes_of<T>;
   const bool depthwise = g.in_channels == 1 && g.out_channels == 1;
   const bool groupwise = depthwise && p.layout == Layout::channels_last && g.groups % lanes == 0 &&
                          reinterpret_cast<uintptr_t>(x) % (lanes * sizeof(T)) == 0;
-  const WeightStrides from = weight_strides(p);
   const auto pack = [&](int groups, int in, int out, int out_padded) {
-    launch("pack_weights", pack_weights<T, C>, dim3(blocks_for(int64_t(groups) * g.taps * in * out_padded, 256)), dim3(256), 0,
-           args.stream, static_cast<const T*>(args.w), packed, from, !forward && !depthwise, groups, g.taps, in, in, out,
-           out_padded);
+    return packed_weights<C>(static_cast<const T*>(args.w),
+                             {weight_strides(p), !forward && !depthwise, groups, g.taps, in, in, out, out_padded},
+                             args.workspace, args.stream);
   };
-  if (groupwise) {
-    pack(1, 1, g.groups, g.groups);
-    if (launch_lanes<T, lanes, true>(g, p, name, x, packed, bias, y, args.stream)) return;
-  }
-  pack(g.groups, g.in_channels, g.out_channels, g.out_padded);
+  if (groupwise && launch_lanes<T, lanes, true>(g, p, name, x, pack(1, 1, g.groups, g.groups), bias, y, args.stream)) return;
+  const C* packed = pack(g.groups, g.in_channels, g.out_channels, g.out_padded);
   if (g.out_channels == 1)
     launch_lanes<T, 1, false>(g, p, name, x, packed, bias, y, args.stream);
   else

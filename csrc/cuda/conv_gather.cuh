@@ -60,36 +60,35 @@ inline GatherAxis phase_axis(int64_t in, int64_t out, int64_t kernel, int64_t st
           int(taps), int(first), int(every), int(stride), int(phase)};
 }
 
-inline Gather forward_gather(const ConvProblem& p, int out_multiple) {
-  const int out = int(p.k / p.groups);
-  return {forward_axis(p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h),
-          forward_axis(p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w),
+// An image as a gather sees it.
+struct Side {
+  int64_t channels, rows, columns;
+};
+
+inline Gather gather_from(const ConvProblem& p, const Side& in, const Side& out, const GatherAxis& rows,
+                          const GatherAxis& columns, int out_multiple) {
+  const int out_channels = int(out.channels / p.groups);
+  return {rows,
+          columns,
           p.n,
           int(p.groups),
-          int(p.c / p.groups),
-          out,
-          (out + out_multiple - 1) / out_multiple * out_multiple,
+          int(in.channels / p.groups),
+          out_channels,
+          (out_channels + out_multiple - 1) / out_multiple * out_multiple,
           int(p.s),
           int(p.r * p.s),
-          strides_of(p.layout, p.c, p.h, p.w),
-          strides_of(p.layout, p.k, p.p, p.q),
+          strides_of(p.layout, in.channels, in.rows, in.columns),
+          strides_of(p.layout, out.channels, out.rows, out.columns),
           p.relu};
 }
-
+inline Gather forward_gather(const ConvProblem& p, int out_multiple) {
+  return gather_from(p, {p.c, p.h, p.w}, {p.k, p.p, p.q}, forward_axis(p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h),
+                     forward_axis(p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w), out_multiple);
+}
 inline Gather phase_gather(const ConvProblem& p, int64_t phase_h, int64_t phase_w, int out_multiple) {
-  const int out = int(p.c / p.groups);
-  return {phase_axis(p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h, phase_h),
-          phase_axis(p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w, phase_w),
-          p.n,
-          int(p.groups),
-          int(p.k / p.groups),
-          out,
-          (out + out_multiple - 1) / out_multiple * out_multiple,
-          int(p.s),
-          int(p.r * p.s),
-          strides_of(p.layout, p.k, p.p, p.q),
-          strides_of(p.layout, p.c, p.h, p.w),
-          p.relu};
+  return gather_from(p, {p.k, p.p, p.q}, {p.c, p.h, p.w},
+                     phase_axis(p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h, phase_h),
+                     phase_axis(p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w, phase_w), out_multiple);
 }
 
 // Whether everything inside one image, and every reach of a window, fits the 32-bit fields; the batch is counted in 64 bits.
@@ -184,25 +183,51 @@ inline WeightStrides weight_strides(const ConvProblem& p) {
   return p.weight_layout == Layout::channels_last ? WeightStrides{taps * c, 1, c} : WeightStrides{taps * c, taps, 1};
 }
 
-inline int64_t packed_weights(const Gather& g, int in_padded) { return int64_t(g.groups) * g.taps * in_padded * g.out_padded; }
+inline int64_t packed_count(const Gather& g, int in_padded) { return int64_t(g.groups) * g.taps * in_padded * g.out_padded; }
 
-// `transposed`: out channels are the tensor's c, in channels its k (the input gradient).
-template <class T, class Packed = T>
-__global__ void __launch_bounds__(256) pack_weights(const T* w, Packed* packed, WeightStrides strides, bool transposed,
-                                                    int groups, int taps, int in, int in_padded, int out, int out_padded) {
-  const int64_t count = int64_t(groups) * taps * in_padded * out_padded, step = int64_t(gridDim.x) * blockDim.x;
-  const int64_t k_a_group = transposed ? in : out;
+struct Packing {
+  WeightStrides from;
+  bool transposed;  // out channels are the tensor's c, in channels its k: the input gradient
+  int groups, taps, in, in_padded, out, out_padded;
+
+  FASTCONV_HOST_DEVICE int64_t count() const { return int64_t(groups) * taps * in_padded * out_padded; }
+  // Whether the tensor lies so already; its groups always follow each other.
+  bool is_there() const {
+    const int64_t in_step = transposed ? from.k : from.c, out_step = transposed ? from.c : from.k;
+    return in == in_padded && out == out_padded && (in == 1 || in_step == out) && (out == 1 || out_step == 1) &&
+           (taps == 1 || from.tap == int64_t(in) * out);
+  }
+};
+inline Packing packing_of(const ConvProblem& p, const Gather& g, bool transposed, int in_padded) {
+  return {weight_strides(p), transposed, g.groups, g.taps, g.in_channels, in_padded, g.out_channels, g.out_padded};
+}
+
+template <class T, class Packed>
+__global__ void __launch_bounds__(256) pack_weights(const T* w, Packed* packed, Packing to) {
+  const int64_t count = to.count(), step = int64_t(gridDim.x) * blockDim.x;
+  const int64_t k_a_group = to.transposed ? to.in : to.out;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const int o = int(i % out_padded), c = int(i / out_padded % in_padded);
-    const int64_t tap = i / out_padded / in_padded % taps, group = i / out_padded / in_padded / taps;
-    const int64_t k = group * k_a_group + (transposed ? c : o);
+    const int o = int(i % to.out_padded), c = int(i / to.out_padded % to.in_padded);
+    const int64_t tap = i / to.out_padded / to.in_padded % to.taps, group = i / to.out_padded / to.in_padded / to.taps;
+    const int64_t k = group * k_a_group + (to.transposed ? c : o);
     T value{};
-    if (o < out && c < in) value = w[k * strides.k + (transposed ? o : c) * strides.c + tap * strides.tap];
+    if (o < to.out && c < to.in) value = w[k * to.from.k + (to.transposed ? o : c) * to.from.c + tap * to.from.tap];
     if constexpr (std::is_same_v<T, Packed>)
       packed[i] = value;
     else
       packed[i] = device::widen(value);
   }
+}
+
+// The packed weights: w itself if it lies so, else a copy at `workspace`.
+template <class Packed, class T>
+const Packed* packed_weights(const T* w, const Packing& packing, void* workspace, void* stream) {
+  if constexpr (std::is_same_v<T, Packed>)
+    if (packing.is_there() && reinterpret_cast<uintptr_t>(w) % 16 == 0) return w;
+  Packed* packed = static_cast<Packed*>(workspace);
+  device::launch("pack_weights", pack_weights<T, Packed>, dim3(device::blocks_for(packing.count(), 256)), dim3(256), 0, stream,
+                 w, packed, packing);
+  return packed;
 }
 
 }  // namespace fastconv::FASTCONV_BACKEND

@@ -221,21 +221,17 @@ Gather gather_of(const ConvProblem& p, Primitive primitive, int64_t phase_h, int
 template <class T>
 int64_t gather_workspace(const ConvProblem& p, Primitive primitive) {
   const Gather g = gather_of<T>(p, primitive, 0, 0);
-  return packed_weights(g, g.in_channels) * int64_t(sizeof(T));
+  return packed_count(g, g.in_channels) * int64_t(sizeof(T));
 }
 
 template <class T>
 void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive) {
   using X = Traits<T>;
   const bool forward = primitive == Primitive::forward;
-  T* packed = static_cast<T*>(args.workspace);
+  const Gather any = gather_of<T>(p, primitive, 0, 0);
+  const T* packed = packed_weights<T>(static_cast<const T*>(args.w), packing_of(p, any, !forward, any.in_channels),
+                                      args.workspace, args.stream);
   const int64_t phases_h = forward ? 1 : p.stride_h, phases_w = forward ? 1 : p.stride_w;
-  {
-    const Gather g = gather_of<T>(p, primitive, 0, 0);
-    launch("pack_weights", pack_weights<T>, dim3(blocks_for(packed_weights(g, g.in_channels), 256)), dim3(256), 0, args.stream,
-           static_cast<const T*>(args.w), packed, weight_strides(p), !forward, g.groups, g.taps, g.in_channels, g.in_channels,
-           g.out_channels, g.out_padded);
-  }
   for (int64_t h = 0; h < phases_h; ++h)
     for (int64_t w = 0; w < phases_w; ++w) {
       const Gather g = gather_of<T>(p, primitive, h, w);

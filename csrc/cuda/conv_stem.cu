@@ -98,7 +98,7 @@ const T* padded_x(const ConvProblem& p, const Stem& stem, const T* x, void* work
 
 template <class T>
 int64_t weights_bytes(const Gather& g, const Stem& stem) {
-  return aligned(packed_weights(g, stem.padded) * int64_t(sizeof(T)));
+  return aligned(packed_count(g, stem.padded) * int64_t(sizeof(T)));
 }
 
 template <class T>
@@ -106,7 +106,7 @@ void run_forward_of(const ConvProblem& p, const ConvArgs& args) {
   const Stem stem = stem_of<T>(p);
   const Gather g = gather_of<T>(p, stem);
   T* packed = static_cast<T*>(args.workspace);
-  launch("pack_rows", pack_rows<T>, dim3(blocks_for(packed_weights(g, stem.padded), 256)), dim3(256), 0, args.stream,
+  launch("pack_rows", pack_rows<T>, dim3(blocks_for(packed_count(g, stem.padded), 256)), dim3(256), 0, args.stream,
          static_cast<const T*>(args.w), packed, weight_strides(p), int(p.r), int(p.s), int(p.c), stem.width, stem.padded,
          g.out_channels, g.out_padded);
   const T* x = padded_x(p, stem, static_cast<const T*>(args.x), static_cast<char*>(args.workspace) + weights_bytes<T>(g, stem),

@@ -116,18 +116,33 @@ void launch_gather(const char* name, const Gather& g, int in_padded, const typen
 
 }  // namespace
 
+namespace {
+
+// A prediction: the largest tile of which there is one for each multiprocessor, since it reads least from the L2 for a product.
+TileShape tile_by_rule(const Gather& g, int multiprocessors) {
+  const int64_t down = (g.positions() + 127) / 128 * g.groups;
+  if (g.out_channels > 64 && down * ((g.out_channels + 127) / 128) >= multiprocessors) return TileShape::large;
+  return down * ((g.out_channels + 63) / 64) >= multiprocessors ? TileShape::medium : TileShape::small;
+}
+
+}  // namespace
+
 template <class T>
 void tensor_core_gather(const char* name, const Gather& g, int in_padded, const T* x, const T* packed, const T* bias, T* out,
-                        int multiprocessors, void* stream) {
-  // Large tiles where they fill the GPU, else small ones.
-  const int64_t large = (g.positions() + 127) / 128 * ((g.out_channels + 127) / 128) * g.groups;
-  const auto launch_tile = g.out_channels > 64 && large >= multiprocessors ? launch_gather<Large<T>> : launch_gather<Small<T>>;
+                        int multiprocessors, void* stream, TileShape tile) {
+  if (tile == TileShape::by_rule) tile = tile_by_rule(g, multiprocessors);
+  const auto launch_tile = tile == TileShape::large    ? launch_gather<Large<T>>
+                           : tile == TileShape::deep   ? launch_gather<Deep<T>>
+                           : tile == TileShape::medium ? launch_gather<Medium<T>>
+                                                       : launch_gather<Small<T>>;
   launch_tile(name, g, in_padded, x, packed, bias, out, stream);
 }
-template void tensor_core_gather(const char*, const Gather&, int, const Half*, const Half*, const Half*, Half*, int, void*);
+template void tensor_core_gather(const char*, const Gather&, int, const Half*, const Half*, const Half*, Half*, int, void*,
+                                 TileShape);
 template void tensor_core_gather(const char*, const Gather&, int, const BFloat16*, const BFloat16*, const BFloat16*, BFloat16*,
-                                 int, void*);
-template void tensor_core_gather(const char*, const Gather&, int, const float*, const float*, const float*, float*, int, void*);
+                                 int, void*, TileShape);
+template void tensor_core_gather(const char*, const Gather&, int, const float*, const float*, const float*, float*, int, void*,
+                                 TileShape);
 
 namespace {
 
@@ -141,19 +156,17 @@ Gather gather_of(const ConvProblem& p, Primitive primitive, int64_t phase_h, int
 
 template <class T>
 int64_t weights_bytes(const Gather& g, int64_t in_padded) {
-  return aligned(packed_weights(g, int(in_padded)) * int64_t(sizeof(T)));
+  return aligned(packed_count(g, int(in_padded)) * int64_t(sizeof(T)));
 }
 
 template <class T>
-void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive) {
+void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive, TileShape tile) {
   const bool forward = primitive == Primitive::forward;
   const Operand<T> operand = forward ? x_of<T>(p) : y_of<T>(p);
   const int64_t in_padded = operand.padded();
-  T* packed = static_cast<T*>(args.workspace);
   const Gather any = gather_of<T>(p, primitive, 0, 0);
-  launch("pack_weights", pack_weights<T>, dim3(blocks_for(packed_weights(any, int(in_padded)), 256)), dim3(256), 0, args.stream,
-         static_cast<const T*>(args.w), packed, weight_strides(p), !forward, any.groups, any.taps, any.in_channels,
-         int(in_padded), any.out_channels, any.out_padded);
+  const T* packed = packed_weights<T>(static_cast<const T*>(args.w), packing_of(p, any, !forward, int(in_padded)),
+                                      args.workspace, args.stream);
   const T* in = operand.ready(forward ? args.x : args.gy, static_cast<char*>(args.workspace) + weights_bytes<T>(any, in_padded),
                               args.stream);
   T* out = static_cast<T*>(forward ? args.y : args.gx);
@@ -162,7 +175,7 @@ void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive)
       const Gather g = gather_of<T>(p, primitive, h, w);
       if (g.positions() == 0) continue;
       tensor_core_gather<T>(forward ? "conv_forward_tensor_core" : "conv_input_gradient_tensor_core", g, int(in_padded), in,
-                            packed, static_cast<const T*>(args.b), out, args.threads, args.stream);
+                            packed, static_cast<const T*>(args.b), out, args.threads, args.stream, tile);
     }
 }
 
@@ -176,20 +189,33 @@ int64_t workspace(const ConvProblem& p, int) {
   });
 }
 
-template <Primitive primitive>
+template <Primitive primitive, TileShape tile>
 void run(const ConvProblem& p, const ConvArgs& args) {
-  with_type(p, [&](auto type) { run_gather<decltype(type)>(p, args, primitive); });
+  with_type(p, [&](auto type) { run_gather<decltype(type)>(p, args, primitive, tile); });
 }
 
 bool always(const ConvProblem&) { return true; }
+bool never(const ConvProblem&) { return false; }
 
-template <Primitive primitive>
-constexpr ConvAlgorithm algorithm = {"tensor_core",        primitive,     tensor_core_applies, always,
-                                     workspace<primitive>, run<primitive>};
+template <Primitive primitive, TileShape tile>
+constexpr ConvAlgorithm algorithm(const char* name) {
+  return {name,
+          primitive,
+          tensor_core_applies,
+          tile == TileShape::by_rule ? always : never,
+          workspace<primitive>,
+          run<primitive, tile>};
+}
 
 }  // namespace
 
-const ConvAlgorithm tensor_core_forward = algorithm<Primitive::forward>;
-const ConvAlgorithm tensor_core_input_gradient = algorithm<Primitive::input_gradient>;
+#define FASTCONV_TILES(primitive)                                                                                         \
+  algorithm<primitive, TileShape::by_rule>("tensor_core"), algorithm<primitive, TileShape::large>("tensor_core_128x128"), \
+      algorithm<primitive, TileShape::deep>("tensor_core_128x128_deep"),                                                  \
+      algorithm<primitive, TileShape::medium>("tensor_core_128x64"),                                                      \
+      algorithm<primitive, TileShape::small>("tensor_core_64x64")
+const ConvAlgorithm tensor_core_forward[5] = {FASTCONV_TILES(Primitive::forward)};
+const ConvAlgorithm tensor_core_input_gradient[5] = {FASTCONV_TILES(Primitive::input_gradient)};
+#undef FASTCONV_TILES
 
 }  // namespace fastconv::FASTCONV_BACKEND

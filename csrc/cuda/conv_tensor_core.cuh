@@ -42,16 +42,16 @@ struct Element<float> {
   }
 };
 
-// A block's tile of `rows` x `columns`, computed by warps of 32 x 32 or 64 x 32 each.
-template <class T_, int rows_, int columns_, int warp_rows_>
+// A block's tile of `rows` x `columns`, computed by warps of 32 x 32 or 64 x 32 each, `stages` - 1 chunks in flight.
+template <class T_, int rows_, int columns_, int warp_rows_, int stages_ = 3>
 struct Tile {
   using T = T_;
   using E = Element<T>;
-  static constexpr int rows = rows_, columns = columns_, depth = E::depth, stages = 3;
+  static constexpr int rows = rows_, columns = columns_, depth = E::depth, stages = stages_;
   static constexpr int warp_rows = warp_rows_, warp_columns = 32;
   static constexpr int warps_across = columns / warp_columns, warps = warps_across * (rows / warp_rows), threads = 32 * warps;
   // Blocks on a multiprocessor, by registers: TF32 needs more addresses.
-  static constexpr int blocks = threads == 256 ? 1 : sizeof(T) == 4 ? 3 : 4;
+  static constexpr int blocks = threads == 256 ? 1 : warp_rows == 64 ? 2 : sizeof(T) == 4 ? 3 : 4;
   static constexpr int blocks_down = warp_rows / 16, blocks_across = warp_columns / 8;  // mma tiles of a warp
   static constexpr int stage_a = depth * rows, stage = stage_a + depth * columns;
   static constexpr size_t pipeline_bytes = sizeof(T) * stage * stages;
@@ -66,6 +66,10 @@ struct Tile {
 };
 template <class T>
 using Large = Tile<T, 128, 128, 64>;
+template <class T>
+using Deep = Tile<T, 128, 128, 64, 4>;
+template <class T>
+using Medium = Tile<T, 128, 64, 64>;
 template <class T>
 using Small = Tile<T, 64, 64, 32>;
 
@@ -153,35 +157,64 @@ FASTCONV_DEVICE void each_sum(const Sums<X>& sums, const Put& put) {
 
 // ---- operands in the form the kernels want: channels_last, channels of a group padded to whole accesses ----
 
-constexpr int transpose_tile = 32;
-
+// From channels_first: squares of 128 bytes of pixels by as many channels, 16 bytes an access to device memory on both sides
+// (`packs`: those of the rows of x are aligned). Shared memory holds a square by pixels, its 16-byte chunks exchanged within a
+// row by the number of the pixels' chunk, so that neither side hits a bank twice.
 template <class T>
-__global__ void __launch_bounds__(256) to_padded_channels_last(const T* x, T* out, Strides from, int64_t batch, int columns,
-                                                               int pixels, int groups, int channels, int padded) {
-  FASTCONV_SHARED(T[transpose_tile * (transpose_tile + 1)], tile);
-  const int column = int(threadIdx.x) % transpose_tile, row0 = int(threadIdx.x) / transpose_tile;
-  constexpr int rows_a_pass = 256 / transpose_tile;
-  const int all = groups * padded;
+__global__ void __launch_bounds__(256) transpose_to_channels_last(const T* x, T* out, int64_t batch, int pixels, int groups,
+                                                                  int channels, int padded, bool packs) {
+  constexpr int pack = Element<T>::pack, chunks = 8, side = chunks * pack, rows_a_pass = 256 / chunks;
+  FASTCONV_SHARED(T[side * side], square);
+  const auto place = [](int pixel, int channel) {
+    return pixel * side + ((channel / pack) ^ (pixel / pack)) * pack + channel % pack;
+  };
+  const int row0 = int(threadIdx.x) / chunks, column = int(threadIdx.x) % chunks * pack;
+  const int all = groups * padded, p0 = int(blockIdx.x) * side;
   for (int64_t n = blockIdx.z; n < batch; n += gridDim.z)
-    for (int c0 = int(blockIdx.y) * transpose_tile; c0 < all; c0 += int(gridDim.y) * transpose_tile) {
-      const int p0 = int(blockIdx.x) * transpose_tile;
-      for (int row = row0; row < transpose_tile; row += rows_a_pass) {
-        // Neighbouring threads read along whichever axis is contiguous.
-        const bool along_pixels = from.w == 1;
-        const int p = p0 + (along_pixels ? column : row), c = c0 + (along_pixels ? row : column);
-        const int group = c / padded, channel = c % padded;
-        T value{};
-        if (p < pixels && c < all && channel < channels)
-          value = x[n * from.n + (int64_t(group) * channels + channel) * from.c + int64_t(p / columns) * from.h +
-                    int64_t(p % columns) * from.w];
-        tile[along_pixels ? row * (transpose_tile + 1) + column : column * (transpose_tile + 1) + row] = value;
+    for (int c0 = int(blockIdx.y) * side; c0 < all; c0 += int(gridDim.y) * side) {
+#pragma unroll
+      for (int row = row0; row < side; row += rows_a_pass) {
+        const int group = (c0 + row) / padded, channel = (c0 + row) % padded, left = pixels - p0 - column;
+        Pack<T, pack> values{};
+        if (c0 + row < all && channel < channels && left > 0) {
+          const T* from = x + ((n * groups + group) * channels + channel) * pixels + p0 + column;
+          if (packs) {
+            values = load_pack<pack>(from);
+          } else {
+#pragma unroll
+            for (int i = 0; i < pack; ++i)
+              if (i < left) values.at[i] = from[i];
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < pack; ++i) square[place(column + i, row)] = values.at[i];
       }
       __syncthreads();
-      for (int row = row0; row < transpose_tile; row += rows_a_pass)
+#pragma unroll
+      for (int row = row0; row < side; row += rows_a_pass)
         if (p0 + row < pixels && c0 + column < all)
-          out[(n * pixels + p0 + row) * all + c0 + column] = tile[column * (transpose_tile + 1) + row];
+          store_pack(out + (n * pixels + p0 + row) * all + c0 + column, load_pack<pack>(square + place(row, column)));
       __syncthreads();
     }
+}
+
+// From channels_last, whose groups are padded: a thread makes 16 bytes.
+template <class T>
+__global__ void __launch_bounds__(256)
+    pad_channels_last(const T* x, T* out, int64_t pixels, int groups, int channels, int padded) {
+  constexpr int pack = Element<T>::pack;
+  const int packs = groups * padded / pack;
+  const int64_t count = pixels * packs, step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const int64_t pixel = i / packs;
+    const int at = int(i - pixel * packs) * pack, group = at / padded, channel = at % padded;
+    const T* from = x + (pixel * groups + group) * channels + channel;
+    Pack<T, pack> values{};
+#pragma unroll
+    for (int k = 0; k < pack; ++k)
+      if (channel + k < channels) values.at[k] = from[k];
+    store_pack(out + i * pack, values);
+  }
 }
 
 int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
@@ -204,11 +237,19 @@ struct Operand {
   const T* ready(const void* p, char* workspace, void* stream) const {
     if (fits(p)) return static_cast<const T*>(p);
     T* copy = reinterpret_cast<T*>(workspace);
+    const T* from = static_cast<const T*>(p);
+    const int64_t all = groups * padded();
+    if (layout == Layout::channels_last) {
+      launch("pad_channels_last", pad_channels_last<T>, dim3(blocks_for(n * h * w * all / Element<T>::pack, 256)), dim3(256), 0,
+             stream, from, copy, n * h * w, int(groups), int(channels()), int(padded()));
+      return copy;
+    }
+    constexpr int side = 8 * Element<T>::pack;
     const auto most = [](int64_t count) { return unsigned(count < 65535 ? count : 65535); };
-    const dim3 grid(blocks_for(h * w, transpose_tile), most((groups * padded() + transpose_tile - 1) / transpose_tile),
-                    most(n));
-    launch("to_padded_channels_last", to_padded_channels_last<T>, grid, dim3(256), 0, stream, static_cast<const T*>(p), copy,
-           strides_of(layout, c, h, w), n, int(w), int(h * w), int(groups), int(channels()), int(padded()));
+    const bool packs = h * w % Element<T>::pack == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+    launch("transpose_to_channels_last", transpose_to_channels_last<T>,
+           dim3(blocks_for(h * w, side), most((all + side - 1) / side), most(n)), dim3(256), 0, stream, from, copy, n,
+           int(h * w), int(groups), int(channels()), int(padded()), packs);
     return copy;
   }
 };
@@ -244,15 +285,19 @@ bool tensor_core_applies(const ConvProblem& p) {
 
 // The products by themselves, on operands in the wanted form; defined for Half, BFloat16 and float.
 
-// out = gather of x times packed weights (+ bias). Tiles are chosen for so many multiprocessors.
+// Which tile computes: one of those above, or what a rule chooses.
+enum class TileShape { by_rule, large, deep, medium, small };
+
+// out = gather of x times packed weights (+ bias), on so many multiprocessors.
 template <class T>
 void tensor_core_gather(const char* name, const Gather& g, int in_padded, const T* x, const T* packed, const T* bias, T* out,
-                        int multiprocessors, void* stream);
+                        int multiprocessors, void* stream, TileShape tile = TileShape::by_rule);
 
-// The cut of the sum of a weight gradient of k x c channels a group, and its partial sums.
-Slices tensor_core_slices(int64_t pixels, int64_t k, int64_t c, int64_t taps_and_groups, int multiprocessors);
+// The cut of the sum of a weight gradient of k x c channels a group, and its partial sums. Tiles are large or small.
+Slices tensor_core_slices(int64_t pixels, int64_t k, int64_t c, int64_t taps_and_groups, int multiprocessors,
+                          TileShape tile = TileShape::by_rule);
 template <class T>
 void tensor_core_weight(const char* name, const Gather& g, int in_padded, int out_padded, const Slices& slices, const T* gy,
-                        const T* x, const Partials<float>& partials, void* stream);
+                        const T* x, const Partials<float>& partials, void* stream, TileShape tile = TileShape::by_rule);
 
 }  // namespace fastconv::FASTCONV_BACKEND

@@ -76,8 +76,10 @@ __global__ void __launch_bounds__(X::threads, X::blocks)
 
 // ---- launches ----
 
-// Large tiles where both channel counts fill them.
-bool large_tiles(int64_t k, int64_t c) { return k > 64 && c > 64; }
+// A prediction: large tiles where both channel counts fill them.
+bool is_large(TileShape tile, int64_t k, int64_t c) {
+  return tile == TileShape::by_rule ? k > 64 && c > 64 : tile == TileShape::large;
+}
 
 template <class X>
 void launch_weight(const char* name, const Gather& g, int in_padded, int out_padded, const Slices& slices,
@@ -90,34 +92,34 @@ void launch_weight(const char* name, const Gather& g, int in_padded, int out_pad
 
 }  // namespace
 
-Slices tensor_core_slices(int64_t pixels, int64_t k, int64_t c, int64_t taps_and_groups, int multiprocessors) {
-  const int64_t side = large_tiles(k, c) ? 128 : 64;
+Slices tensor_core_slices(int64_t pixels, int64_t k, int64_t c, int64_t taps_and_groups, int multiprocessors, TileShape tile) {
+  const int64_t side = is_large(tile, k, c) ? 128 : 64;
   return slices_for(pixels, (k + side - 1) / side * ((c + side - 1) / side) * taps_and_groups, multiprocessors, 256);
 }
 
 template <class T>
 void tensor_core_weight(const char* name, const Gather& g, int in_padded, int out_padded, const Slices& slices, const T* gy,
-                        const T* x, const Partials<float>& partials, void* stream) {
-  const auto launch_tile = large_tiles(g.out_channels, g.in_channels) ? launch_weight<Large<T>> : launch_weight<Small<T>>;
+                        const T* x, const Partials<float>& partials, void* stream, TileShape tile) {
+  const auto launch_tile = is_large(tile, g.out_channels, g.in_channels) ? launch_weight<Large<T>> : launch_weight<Small<T>>;
   launch_tile(name, g, in_padded, out_padded, slices, gy, x, partials, stream);
 }
 template void tensor_core_weight(const char*, const Gather&, int, int, const Slices&, const Half*, const Half*,
-                                 const Partials<float>&, void*);
+                                 const Partials<float>&, void*, TileShape);
 template void tensor_core_weight(const char*, const Gather&, int, int, const Slices&, const BFloat16*, const BFloat16*,
-                                 const Partials<float>&, void*);
+                                 const Partials<float>&, void*, TileShape);
 template void tensor_core_weight(const char*, const Gather&, int, int, const Slices&, const float*, const float*,
-                                 const Partials<float>&, void*);
+                                 const Partials<float>&, void*, TileShape);
 
 namespace {
 
-Slices weight_slices(const ConvProblem& p, int multiprocessors) {
-  return tensor_core_slices(p.n * p.p * p.q, p.k / p.groups, p.c / p.groups, p.r * p.s * p.groups, multiprocessors);
+Slices weight_slices(const ConvProblem& p, int multiprocessors, TileShape tile) {
+  return tensor_core_slices(p.n * p.p * p.q, p.k / p.groups, p.c / p.groups, p.r * p.s * p.groups, multiprocessors, tile);
 }
 
 template <class T>
-void run_weight(const ConvProblem& p, const ConvArgs& args) {
+void run_weight(const ConvProblem& p, const ConvArgs& args, TileShape tile) {
   const Operand<T> in = x_of<T>(p), out = y_of<T>(p);
-  const Slices slices = weight_slices(p, args.threads);
+  const Slices slices = weight_slices(p, args.threads, tile);
   const Partials<float> partials = partials_in<float>(p, slices, args.workspace, args.gb != nullptr);
   char* workspace = static_cast<char*>(args.workspace) + aligned(partial_bytes<float>(p, slices));
   const T* x = in.ready(args.x, workspace, args.stream);
@@ -126,27 +128,38 @@ void run_weight(const ConvProblem& p, const ConvArgs& args) {
   g.in = in.strides();
   g.out = out.strides();
   tensor_core_weight<T>("conv_weight_gradient_tensor_core", g, int(in.padded()), int(out.padded()), slices, gy, x, partials,
-                        args.stream);
+                        args.stream, tile);
   finish_weight_gradient<T>(p, slices, partials, static_cast<T*>(args.gw), static_cast<T*>(args.gb), args.stream);
 }
 
+template <TileShape tile>
 void run(const ConvProblem& p, const ConvArgs& args) {
-  with_type(p, [&](auto type) { run_weight<decltype(type)>(p, args); });
+  with_type(p, [&](auto type) { run_weight<decltype(type)>(p, args, tile); });
 }
 
+template <TileShape tile>
 int64_t workspace(const ConvProblem& p, int multiprocessors) {
   return with_type(p, [&](auto type) {
     using T = decltype(type);
-    return aligned(partial_bytes<float>(p, weight_slices(p, multiprocessors))) + x_of<T>(p).copy_bytes() +
+    return aligned(partial_bytes<float>(p, weight_slices(p, multiprocessors, tile))) + x_of<T>(p).copy_bytes() +
            y_of<T>(p).copy_bytes();
   });
 }
 
 bool always(const ConvProblem&) { return true; }
+bool never(const ConvProblem&) { return false; }
+
+template <TileShape tile>
+constexpr ConvAlgorithm algorithm(const char* name) {
+  return {
+      name,     Primitive::weight_gradient, tensor_core_applies, tile == TileShape::by_rule ? always : never, workspace<tile>,
+      run<tile>};
+}
 
 }  // namespace
 
-const ConvAlgorithm tensor_core_weight_gradient = {
-    "tensor_core", Primitive::weight_gradient, tensor_core_applies, always, workspace, run};
+const ConvAlgorithm tensor_core_weight_gradient[3] = {algorithm<TileShape::by_rule>("tensor_core"),
+                                                      algorithm<TileShape::large>("tensor_core_128x128"),
+                                                      algorithm<TileShape::small>("tensor_core_64x64")};
 
 }  // namespace fastconv::FASTCONV_BACKEND

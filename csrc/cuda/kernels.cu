@@ -1,6 +1,10 @@
 // The table of one backend.
 #include "kernels.h"
 
+#include <array>
+#include <iterator>
+#include <vector>
+
 #include "conv.h"
 #include "lrn.h"
 #include "pool.h"
@@ -8,22 +12,19 @@
 namespace fastconv::FASTCONV_BACKEND {
 
 const cuda::Kernels& kernels() {
-  static const ConvAlgorithm conv[] = {depthwise_forward,
-                                       depthwise_input_gradient,
-                                       depthwise_weight_gradient,
-                                       stem_forward,
-                                       stem_weight_gradient,
-                                       direct_forward,
-                                       direct_input_gradient,
-                                       direct_weight_gradient,
-                                       tensor_core_forward,
-                                       tensor_core_input_gradient,
-                                       tensor_core_weight_gradient,
-                                       implicit_gemm_forward,
-                                       implicit_gemm_input_gradient,
-                                       implicit_gemm_weight_gradient};
-  static const cuda::Kernels table = {conv,
-                                      int(sizeof(conv) / sizeof(conv[0])),
+  static const std::vector<ConvAlgorithm> conv = [] {
+    std::vector<ConvAlgorithm> all = {depthwise_forward,     depthwise_input_gradient, depthwise_weight_gradient,
+                                      stem_forward,          stem_weight_gradient,     direct_forward,
+                                      direct_input_gradient, direct_weight_gradient};
+    const auto add = [&](const auto& algorithms) { all.insert(all.end(), std::begin(algorithms), std::end(algorithms)); };
+    add(tensor_core_forward);
+    add(tensor_core_input_gradient);
+    add(tensor_core_weight_gradient);
+    add(std::array{implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient});
+    return all;
+  }();
+  static const cuda::Kernels table = {conv.data(),
+                                      int(conv.size()),
                                       {max_forward, max_backward, max_gather, average_forward, average_backward},
                                       {lrn_forward, lrn_backward}};
   return table;

@@ -2,9 +2,8 @@
 // access.
 //
 //   *_last   channels_last: a thread owns 16 bytes of channels of one pixel, and its neighbours in the warp the next 16 bytes.
-//   *_band   channels_first: a block copies the rows a band of results needs into shared memory, computes there, and copies the
-//   band of
-//            results out, both 16 bytes an access: a band of rows is contiguous.
+//   *_band   channels_first: a block copies the rows a band of results needs into shared memory, computes there, and copies
+//            the results out, both 16 bytes an access: a band of rows is contiguous.
 //   *_any    everything else (a row that does not fit in shared memory, coordinates beyond 32 bits): one result a thread.
 //
 // Backward passes gather: a thread sums what the windows covering its input give it, in the order of the windows. So no
@@ -397,122 +396,90 @@ struct Bands {
   int64_t blocks, shared_bytes;
 };
 
+// The sources in shared memory, by their place in the plane.
+template <class T, class I>
+struct BandTile {
+  const T* values;
+  const I* indices;
+};
+// Bands of output rows (`forward`) or of input rows. compute(tile, row, column, index) gives each result; `index` is where that
+// of a forward pass is put. Index pointers are null where a pass has none.
+template <bool forward, class T, class I, class Result>
+FASTCONV_DEVICE void each_band(const Pooling<int>& pool, const Bands& bands, const T* source, const I* source_index, T* result,
+                               I* result_index, const Result& compute) {
+  FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
+  const auto tiles = carve<T, I>(shared, bands.source, bands.result);
+  const int source_width = forward ? pool.columns.in : pool.columns.out, width = forward ? pool.columns.out : pool.columns.in;
+  for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
+    Band band = band_of(block, bands.count, bands.rows, forward ? pool.rows.out : pool.rows.in);
+    forward ? input_rows(pool.rows, band) : output_rows(pool.rows, band);
+    const int skip = band.source_begin * source_width, sources = (band.source_end - band.source_begin) * source_width;
+    const int64_t from = band.plane * (forward ? pool.in_plane() : pool.out_plane()) + skip;
+    BandTile<T, I> tile{stage(tiles.source, source + from, sources) - skip, nullptr};
+    if (source_index) tile.indices = stage(tiles.index, source_index + from, sources) - skip;
+    __syncthreads();
+    const int64_t to = band.plane * (forward ? pool.out_plane() : pool.in_plane()) + band.first * width;
+    const int count = band.rows * width;
+    T* results = place_for(tiles.result, result + to);
+    I* indices = result_index ? place_for(tiles.index, result_index + to) : nullptr;
+    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x))
+      narrow(compute(tile, band.first + i / width, i % width, indices + i), results[i]);
+    __syncthreads();
+    unstage(result + to, results, count);
+    if (result_index) unstage(result_index + to, indices, count);
+    __syncthreads();
+  }
+}
+
 template <class T, MaxIndex kind>
 __global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_forward_band(Pooling<int> pool, Bands bands, const T* x, T* y, Index<kind>* index) {
-  FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
-  const auto tiles = carve<T, Index<kind>>(shared, bands.source, bands.result);
-  for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
-    Band band = band_of(block, bands.count, bands.rows, pool.rows.out);
-    input_rows(pool.rows, band);
-    const int width = pool.columns.in, skip = band.source_begin * width;
-    const T* tile =
-        stage(tiles.source, x + band.plane * pool.in_plane() + skip, (band.source_end - band.source_begin) * width) - skip;
-    __syncthreads();
-    const int64_t out = band.plane * pool.out_plane() + band.first * pool.columns.out;
-    const int count = band.rows * pool.columns.out;
-    T* results = place_for(tiles.result, y + out);
-    Index<kind>* indices = place_for(tiles.index, index + out);
-    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
-      const Span<int> across = pool.rows.window(band.first + i / pool.columns.out),
-                      along = pool.columns.window(i % pool.columns.out);
-      Maximum<T, kind, int> maximum(pool, across, along);
-      for (int r = 0; r < across.count; ++r)
-        for (int s = 0; s < along.count; ++s)
-          maximum.add(widen(tile[(across.first + r * across.step) * width + along.first + s * along.step]),
-                      maximum.index(pool, across, along, r, s));
-      narrow(maximum.best, results[i]);
-      if constexpr (kind != MaxIndex::none) indices[i] = Index<kind>(maximum.at);
-    }
-    __syncthreads();
-    unstage(y + out, results, count);
-    if constexpr (kind != MaxIndex::none) unstage(index + out, indices, count);
-    __syncthreads();
-  }
+  using I = Index<kind>;
+  I* indices = kind == MaxIndex::none ? nullptr : index;
+  each_band<true, T, I>(pool, bands, x, nullptr, y, indices, [&](const BandTile<T, I>& tile, int p, int q, I* at) {
+    const Span<int> across = pool.rows.window(p), along = pool.columns.window(q);
+    Maximum<T, kind, int> maximum(pool, across, along);
+    for (int r = 0; r < across.count; ++r)
+      for (int s = 0; s < along.count; ++s)
+        maximum.add(widen(tile.values[(across.first + r * across.step) * pool.columns.in + along.first + s * along.step]),
+                    maximum.index(pool, across, along, r, s));
+    if constexpr (kind != MaxIndex::none) *at = I(maximum.at);
+    return maximum.best;
+  });
 }
 
 template <class T, MaxIndex kind>
 __global__ void __launch_bounds__(threads_a_block, blocks_resident)
     max_backward_band(Pooling<int> pool, Bands bands, const T* gy, const Index<kind>* index, T* gx) {
-  FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
-  const auto tiles = carve<T, Index<kind>>(shared, bands.source, bands.result);
-  for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
-    Band band = band_of(block, bands.count, bands.rows, pool.rows.in);
-    output_rows(pool.rows, band);
-    const int width = pool.columns.out, skip = band.source_begin * width,
-              sources = (band.source_end - band.source_begin) * width;
-    const int64_t from = band.plane * pool.out_plane() + skip;
-    const T* tile = stage(tiles.source, gy + from, sources) - skip;
-    const Index<kind>* tile_index = stage(tiles.index, index + from, sources) - skip;
-    __syncthreads();
-    T* target = gx + band.plane * pool.in_plane() + band.first * pool.columns.in;
-    T* results = place_for(tiles.result, target);
-    const int count = band.rows * pool.columns.in;
-    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x))
-      narrow(gathered_maximum<T, kind>(
-                 pool, band.first + i / pool.columns.in, i % pool.columns.in,
-                 [&](int p, int q) { return widen(tile[p * width + q]); },
-                 [&](int p, int q) { return tile_index[p * width + q]; }),
-             results[i]);
-    __syncthreads();
-    unstage(target, results, count);
-    __syncthreads();
-  }
+  using I = Index<kind>;
+  each_band<false, T, I>(pool, bands, gy, index, gx, nullptr, [&](const BandTile<T, I>& tile, int h, int w, I*) {
+    return gathered_maximum<T, kind>(
+        pool, h, w, [&](int p, int q) { return widen(tile.values[p * pool.columns.out + q]); },
+        [&](int p, int q) { return tile.indices[p * pool.columns.out + q]; });
+  });
 }
 
 template <class T>
 __global__ void __launch_bounds__(threads_a_block, blocks_resident)
     average_forward_band(Pooling<int> pool, Bands bands, const T* x, T* y) {
-  FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
-  const auto tiles = carve<T, uint8_t>(shared, bands.source, bands.result);
-  for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
-    Band band = band_of(block, bands.count, bands.rows, pool.rows.out);
-    input_rows(pool.rows, band);
-    const int width = pool.columns.in, skip = band.source_begin * width;
-    const T* tile =
-        stage(tiles.source, x + band.plane * pool.in_plane() + skip, (band.source_end - band.source_begin) * width) - skip;
-    __syncthreads();
-    T* target = y + band.plane * pool.out_plane() + band.first * pool.columns.out;
-    T* results = place_for(tiles.result, target);
-    const int count = band.rows * pool.columns.out;
-    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
-      const Span<int> across = pool.rows.window(band.first + i / pool.columns.out),
-                      along = pool.columns.window(i % pool.columns.out);
-      Compute<T> sum = 0;
-      for (int r = 0; r < across.count; ++r)
-        for (int s = 0; s < along.count; ++s) sum += widen(tile[(across.first + r) * width + along.first + s]);
-      const bool empty = across.count == 0 || along.count == 0;
-      narrow(empty ? Compute<T>(0) : sum / divisor_of<T>(pool, across, along), results[i]);
-    }
-    __syncthreads();
-    unstage(target, results, count);
-    __syncthreads();
-  }
+  using Tile = BandTile<T, uint8_t>;
+  each_band<true, T, uint8_t>(pool, bands, x, nullptr, y, nullptr, [&](const Tile& tile, int p, int q, uint8_t*) {
+    const Span<int> across = pool.rows.window(p), along = pool.columns.window(q);
+    Compute<T> sum = 0;
+    for (int r = 0; r < across.count; ++r)
+      for (int s = 0; s < along.count; ++s) sum += widen(tile.values[(across.first + r) * pool.columns.in + along.first + s]);
+    const bool empty = across.count == 0 || along.count == 0;
+    return empty ? Compute<T>(0) : sum / divisor_of<T>(pool, across, along);
+  });
 }
 
 template <class T>
 __global__ void __launch_bounds__(threads_a_block, blocks_resident)
     average_backward_band(Pooling<int> pool, Bands bands, const T* gy, T* gx) {
-  FASTCONV_DYNAMIC_SHARED(unsigned char, shared);
-  const auto tiles = carve<T, uint8_t>(shared, bands.source, bands.result);
-  for (int64_t block = blockIdx.x; block < bands.blocks; block += gridDim.x) {
-    Band band = band_of(block, bands.count, bands.rows, pool.rows.in);
-    output_rows(pool.rows, band);
-    const int width = pool.columns.out, skip = band.source_begin * width;
-    const T* tile =
-        stage(tiles.source, gy + band.plane * pool.out_plane() + skip, (band.source_end - band.source_begin) * width) - skip;
-    __syncthreads();
-    T* target = gx + band.plane * pool.in_plane() + band.first * pool.columns.in;
-    T* results = place_for(tiles.result, target);
-    const int count = band.rows * pool.columns.in;
-    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x))
-      narrow(gathered_average<T>(pool, band.first + i / pool.columns.in, i % pool.columns.in,
-                                 [&](int p, int q) { return widen(tile[p * width + q]); }),
-             results[i]);
-    __syncthreads();
-    unstage(target, results, count);
-    __syncthreads();
-  }
+  using Tile = BandTile<T, uint8_t>;
+  each_band<false, T, uint8_t>(pool, bands, gy, nullptr, gx, nullptr, [&](const Tile& tile, int h, int w, uint8_t*) {
+    return gathered_average<T>(pool, h, w, [&](int p, int q) { return widen(tile.values[p * pool.columns.out + q]); });
+  });
 }
 
 // ---- choosing ----

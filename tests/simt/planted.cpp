@@ -150,7 +150,7 @@ __global__ void misaligned_vector(const float* x, float* y) {
 // A thread's local variables are its own, however near in memory: the deep frame of one lies beside the next one's stack.
 template <bool bug>
 __global__ void local_of_another(const float* x, float* y) {
-  FASTCONV_SHARED(float*[64], where);
+  FASTCONV_SHARED(float* [64], where);
   float* local = static_cast<float*>(__builtin_alloca(threadIdx.x % 2 ? 4 : 32768));
   *local = x[threadIdx.x];
   where[threadIdx.x] = local;

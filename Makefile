@@ -12,9 +12,6 @@ DEMO ?=
 BENCH ?=
 TRAIN ?=
 
-# nvcc takes minutes: for GPUs only where there is one. FASTCONV_CUDA=auto builds for them wherever nvcc is.
-export FASTCONV_CUDA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo auto || echo off)
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq

@@ -1,5 +1,6 @@
 """What nvcc makes of the CUDA kernels: no spills, registers for enough resident blocks, the intended instructions."""
 
+import os
 import re
 import shutil
 import site
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NVCC = shutil.which("nvcc")
+# Where CMakeLists.txt looks for it.
+NVCC = os.environ.get("CUDACXX") or shutil.which(
+    "nvcc",
+    path=os.pathsep.join([os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME')}/bin", "/usr/local/cuda/bin"]),
+)
 REGISTERS = 65536  # of a multiprocessor
 
 # Both architectures for the tensor cores; one for what contains no instruction of its own.

@@ -25,7 +25,7 @@ struct Thread {
   Dim3 coordinates;
   int index, warp, lane;  // index is linear in the block
   Wait wait;
-  Site site;      // of the wait
+  Site site;  // of the wait
   const Stack* stack;
   void* operand;  // of the warp operation waited for
   std::vector<std::vector<PendingCopy>> groups;

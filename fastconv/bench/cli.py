@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from fastconv.bench import overhead, plots, report
+from fastconv import _C
+from fastconv.bench import gpu, overhead, plots, report
 from fastconv.bench.engines import ENGINES, EnginePeer
 from fastconv.bench.layers import SUITES, Suite, select
 from fastconv.bench.machine import describe, measure_ceiling
 from fastconv.bench.model import CHOICES, ModelSource, run_model
 from fastconv.bench.model import PASSES as MODEL_PASSES
 from fastconv.bench.peers import LAYOUTS, PEERS
-from fastconv.bench.run import DTYPES, PASSES, Report, jobs, run_suite
+from fastconv.bench.run import DTYPES, ON_GPUS, PASSES, Report, jobs, run_suite, torch_type
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_list_of(("all", *(engine.name for engine in ENGINES))),
         default=(),
         help=f"beside torch, for the forward pass: {', '.join(engine.name for engine in ENGINES)}, or all that are "
-        "installed",
+        "installed; on a GPU its own peers always take part",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default cpu)")
     parser.add_argument("--threads", type=positive(int), help="default: as torch is set")
     parser.add_argument("--seconds", type=positive(float), default=1.0, help="to spend on each row (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, for --compare and your own tools")
@@ -79,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         _list(suite)
         return 0
+    wrong = _unavailable(args)
+    if wrong:
+        print(f"fastconv bench: {wrong}", file=sys.stderr)
+        return 2
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:
@@ -111,7 +117,39 @@ def run(args: argparse.Namespace) -> int:
     return int(any(result.wrong for result in measured.results) or any(run.wrong for run in runs))
 
 
+def _unavailable(args: argparse.Namespace) -> str:
+    """Why the device cannot do what is asked, or nothing."""
+    if args.device == "cpu":
+        return f"--dtype {args.dtype}: only with --device cuda" if args.dtype in ON_GPUS else ""
+    if not torch.cuda.is_available():
+        return "--device cuda: torch finds no GPU"
+    if not hasattr(_C, "cuda"):
+        return f"--device cuda: fastconv was built without CUDA ({_C.without_cuda})"
+    return "--device cuda: not with --model, --overhead or --peers" if args.model or args.overhead or args.peers else ""
+
+
+def _measure_gpu(suite: Suite, args: argparse.Namespace) -> Report:
+    type_ = torch_type(args.dtype)
+    peers = (*gpu.PEERS, *(peer for peer in gpu.OTHERS if not peer.missing))
+    with gpu.precision(args.dtype), Progress(len(jobs(suite, args.layouts, args.passes, args.dtype))) as progress:
+        machine, ceiling = gpu.described(args.dtype), gpu.measure_ceiling(type_)
+        results = run_suite(
+            suite,
+            args.seconds,
+            args.layouts,
+            args.passes,
+            progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
+            peers=peers,
+            dtype=args.dtype,
+            clock=gpu.Clock(),
+            cache=gpu.cache_bytes(),
+        )
+        return Report(machine, ceiling.or_better(gpu.measure_ceiling(type_)), results, [], suite.targets)
+
+
 def _measure(suite: Suite, args: argparse.Namespace) -> Report:
+    if args.device == "cuda":
+        return _measure_gpu(suite, args)
     threads = torch.get_num_threads()
     machine, ceiling = describe(threads, args.dtype), measure_ceiling(threads)
     steps = len(jobs(suite, args.layouts, args.passes, args.dtype)) + len(overhead.CASES) * args.overhead

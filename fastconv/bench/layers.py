@@ -502,6 +502,42 @@ def _deepbench() -> list[tuple[str, str]]:
     return _different(problems)
 
 
+# What GPUs are compared on: layers users asked about, and those of architectures at the batch they train with.
+_GPU = [
+    ("ResNet stem 7x7 s2", "conv2d:16,3,224,224,64,7x7,stride=2,padding=3"),
+    ("AlexNet c1 11x11 s4", "conv2d:128,3,227,227,96,11x11,stride=4"),
+    ("patches 16x16 s16", "conv2d:64,3,224,224,768,16x16,stride=16"),
+    ("3x3 64-128 @112", "conv2d:16,64,112,112,128,3x3,padding=1"),
+    ("3x3 128-256 @56", "conv2d:16,128,56,56,256,3x3,padding=1"),
+    ("3x3 256-512 @28", "conv2d:16,256,28,28,512,3x3,padding=1"),
+    ("3x3 512 @14", "conv2d:16,512,14,14,512,3x3,padding=1"),
+    ("3x3 512 @7", "conv2d:16,512,7,7,512,3x3,padding=1"),
+    ("3x3 3-64 @32", "conv2d:512,3,32,32,64,3x3,padding=1"),
+    ("1x1 64 @56", "conv2d:16,64,56,56,64,1x1"),
+    ("1x1 256-128 s2", "conv2d:16,256,56,56,128,1x1,stride=2"),
+    ("1x1 1024-2048 s2", "conv2d:16,1024,14,14,2048,1x1,stride=2"),
+    ("5x5 192-32 @28", "conv2d:16,192,28,28,32,5x5,padding=2"),
+    ("AlexNet c2 5x5 g2", "conv2d:128,96,27,27,256,5x5,padding=2,groups=2"),
+    ("5x10 32 s2", "conv2d:4,32,79,341,32,5x10,stride=2"),
+    ("dilated 3x3 512 d2", "conv2d:4,512,33,33,512,3x3,padding=2,dilation=2"),
+    ("dilated 3x3 2048-256 d12", "conv2d:4,2048,33,33,256,3x3,padding=12,dilation=12"),
+    ("ResNeXt 3x3 g32 s2", "conv2d:100,2048,14,14,2048,3x3,stride=2,padding=1,groups=32"),
+    ("3x3 64 g8", "conv2d:32,64,56,56,64,3x3,padding=1,groups=8"),
+    ("3x3 128 g32", "conv2d:32,128,56,56,128,3x3,padding=1,groups=32"),
+    ("depthwise 3x3 32 @112", "conv2d:32,32,112,112,32,3x3,padding=1,groups=32"),
+    ("depthwise 3x3 512 @14", "conv2d:32,512,14,14,512,3x3,padding=1,groups=512"),
+    ("depthwise 3x3 144 s2", "conv2d:32,144,56,56,144,3x3,stride=2,padding=1,groups=144"),
+    ("depthwise 5x5 480", "conv2d:16,480,14,14,480,5x5,padding=2,groups=480"),
+    ("depthwise 7x7 96", "conv2d:64,96,56,56,96,7x7,padding=3,groups=96"),
+    ("depthwise 31x31 128", "conv2d:16,128,56,56,128,31x31,padding=15,groups=128"),
+    ("depthwise 1-D 4", "conv1d:1,12288,16384,12288,4,groups=12288"),
+    ("1-D 3", "conv1d:3072,128,202,384,3"),
+    ("max pool 3/2", "max_pool2d:64,64,112,112,3,stride=2,padding=1"),
+    ("average pool 2/2", "avg_pool2d:64,256,56,56,2"),
+    ("global average pool", "adaptive_avg_pool2d:256,2048,7,7,1"),
+    ("LRN 5", "local_response_norm:128,96,55,55,5"),
+]
+
 # One image, small layers: what a call costs counts as much as the kernel.
 _TINY = [
     ("LeNet C1", "conv2d:1,1,32,32,6,5x5"),
@@ -535,6 +571,7 @@ SUITES: dict[str, Suite] = {
     "mobilenet": _suite(_mobilenet()),
     "deepbench": _suite(_deepbench()),
     "tiny": _suite(_TINY),
+    "gpu": _suite(_GPU),
 }
 
 
@@ -547,7 +584,7 @@ def select(what: Iterable[str]) -> Suite:
     targets: dict[str, Target] = {}
     for word in what:
         if word == "all":
-            chosen = [SUITES[name] for name in SUITES if name not in ("quick", "floor")]
+            chosen = [SUITES[name] for name in SUITES if name not in ("quick", "floor", "gpu")]
         elif word in SUITES:
             chosen = [SUITES[word]]
         elif ":" in word:

@@ -42,6 +42,7 @@ class FunctionalPeer:
 
     name: str
     functional: Any
+    device: str = "cpu"
 
     def layouts(self, case: Case) -> tuple[str, ...]:
         return LAYOUTS if case.dimensions == 2 else LAYOUTS[:1]
@@ -64,7 +65,7 @@ class FunctionalPeer:
 
     def prepare(self, case: Case, pass_: str, layout: str, dtype: torch.dtype = torch.float32) -> Work:
         """Once through `pass_`: one of the case's; the weight gradient includes the bias's."""
-        operator, tensors = self.operator(case), inputs(case, layout, dtype)
+        operator, tensors = self.operator(case), inputs(case, layout, dtype, self.device)
         if pass_ == "forward":
             return partial(operator, *tensors)
         first, last = {"weight_gradient": (1, None), "training_step": (0, None)}.get(pass_, (0, 1))
@@ -78,7 +79,7 @@ class FunctionalPeer:
         return lambda: torch.autograd.grad(y, wanted, gy, retain_graph=True)
 
 
-def inputs(case: Case, layout: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def inputs(case: Case, layout: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[torch.Tensor]:
     """Input, and weight and bias of a convolution, the same values for every peer and layout."""
     shapes: list[tuple[int, ...]] = [case.shape]
     if case.is_convolution:
@@ -88,7 +89,7 @@ def inputs(case: Case, layout: str, dtype: torch.dtype = torch.float32) -> list[
         tensor = _values(shape, seed).to(dtype)
         if len(shape) == 4:
             tensor = tensor.contiguous(memory_format=_FORMATS[layout])
-        tensors.append(tensor)
+        tensors.append(tensor.to(device))
     return tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastconv.bench import gpu
 from fastconv.bench.agreement import TOLERANCE, difference
 from fastconv.bench.layers import Case, Suite, Target
 from fastconv.bench.machine import Ceiling
@@ -20,6 +22,7 @@ from fastconv.bench.timing import Timing, geometric_mean, interleave
 FORMAT = 1
 PASSES = ("forward", "input_gradient", "weight_gradient", "backward", "training_step")
 DTYPES = tuple(TOLERANCE)
+ON_GPUS = ("float16", "tf32")  # what only a GPU is measured with; TF32 is a way to multiply float32
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,11 @@ def families(results: Iterable[Result]) -> list[Family]:
     ]
 
 
+def torch_type(dtype: str) -> torch.dtype:
+    """Of the tensors."""
+    return torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+
+
 def run_pass(
     case: Case,
     pass_: str,
@@ -175,11 +183,17 @@ def run_pass(
     peers: Sequence[Peer] = PEERS,
     rounds: int | None = None,
     dtype: str = "float32",
+    clock: Callable[[], float] = time.perf_counter,
+    cache: int = 0,
 ) -> Result:
-    """Times one pass of `case`: every peer in every layout, interleaved."""
-    type_ = getattr(torch, dtype)
+    """Times one pass of `case`: every peer in every layout, interleaved.
+
+    With a `cache` of so many bytes each of them works on as many sets of tensors in turn as it cannot hold.
+    """
+    type_ = torch_type(dtype)
+    sets = gpu.input_sets(case.bytes(pass_, type_.itemsize), cache)
     work = {
-        (peer.name, layout): peer.prepare(case, pass_, layout, type_)
+        (peer.name, layout): gpu.in_turn([peer.prepare(case, pass_, layout, type_) for _ in range(sets)])
         for layout in layouts
         for peer in peers
         if peer.does(case, pass_, layout, type_)
@@ -187,7 +201,7 @@ def run_pass(
     reference = work[TORCH.name, layouts[0]]()
     error = max((difference(work[key](), reference) for key in work if key[0] == FASTCONV.name), default=0.0)
     timings: dict[str, dict[str, Timing]] = {}
-    for (peer, layout), samples in interleave(work, seconds, rounds).items():
+    for (peer, layout), samples in interleave(work, seconds, rounds, clock).items():
         timings.setdefault(peer, {})[layout] = Timing.of(samples)
     return Result(
         case.problem,
@@ -213,13 +227,15 @@ def run_suite(
     progress: Callable[[Case, str], None] = lambda case, pass_: None,
     peers: Sequence[Peer] = PEERS,
     dtype: str = "float32",
+    clock: Callable[[], float] = time.perf_counter,
+    cache: int = 0,
 ) -> list[Result]:
     """Times every pass of every case; tells `progress` before each."""
     results = []
     for case, pass_ in jobs(suite, layouts, passes, dtype):
         progress(case, pass_)
         chosen = [layout for layout in layouts if layout in TORCH.layouts(case)]
-        results.append(run_pass(case, pass_, seconds, chosen, peers, rounds, dtype))
+        results.append(run_pass(case, pass_, seconds, chosen, peers, rounds, dtype, clock, cache))
     return results
 
 
@@ -231,5 +247,5 @@ def jobs(
         (case, pass_)
         for case in suite.cases
         for pass_ in case.passes
-        if pass_ in passes and any(TORCH.does(case, pass_, layout, getattr(torch, dtype)) for layout in layouts)
+        if pass_ in passes and any(TORCH.does(case, pass_, layout, torch_type(dtype)) for layout in layouts)
     ]

@@ -1,5 +1,8 @@
 """make gpu: builds for the GPU of this machine, runs the operators' tests there, also sanitized, and measures.
 
+Measured are the suite "gpu" beside torch and, for each of its convolutions, every algorithm and tile that can do it:
+whether the one that the plan's rule takes is the fastest. What does not fit into nine minutes is left out, and named.
+
 Needs no network and installs nothing: python3 with torch, pybind11, cmake, ninja, numba and pytest, and nvcc. Writes
 gpu.json and gpu.md to benchmarks/results/<date>-<gpu>/. Exit status 1 if any step failed.
 """
@@ -15,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,18 +31,11 @@ OPERATORS = ("test_exact.py", "test_tolerance.py", "test_determinism.py", "test_
 OTHERS = ("test_cuda.py", "test_device.py", "test_interop.py")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZED = "(test_conv_algorithms and (plain_3x3 or strided_2 or grouped_2 or stem_3x3)) or (pool and 3x3_overlap)"
-LIMIT = 120  # seconds a step may take; four groups of steps and the benchmark follow each other
-LAYERS = (
-    "conv2d:32,64,56,56,64,3x3,padding=1",
-    "conv2d:32,256,14,14,256,3x3,padding=1",
-    "conv2d:32,256,56,56,64,1x1",
-    "conv2d:32,3,224,224,64,7x7,stride=2,padding=3",
-    "conv2d:32,128,28,28,128,3x3,padding=1,groups=128",
-    "conv2d:32,128,28,28,128,3x3,padding=1,groups=32",
-    "max_pool2d:32,64,112,112,3x3,stride=2,padding=1",
-    "avg_pool2d:32,64,56,56,2x2",
-    "local_response_norm:32,96,55,55,5",
-)
+LIMIT = 120  # seconds a step may take; four groups of steps follow each other, and then the measurements
+ALL = 520  # seconds for everything
+DTYPES = ("float16", "tf32", "float32", "bfloat16")
+PASSES = ("forward", "input_gradient", "weight_gradient", "backward")
+CLOSE = 1.03  # what is slower by less than this factor counts as equally fast
 
 
 def architecture() -> str:
@@ -73,66 +70,115 @@ def sanitized(tool: str) -> dict[str, Any]:
     return step(tool, *under, *PYTEST, *tests, **environment)
 
 
-def milliseconds(work: Any, repeats: int = 20) -> float:
-    """Of one call, by the GPU's clock."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(repeats):
-        work()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / repeats
+def time_algorithms(
+    case: Any, pass_: str, layout: str, dtype: str, peer: Any, clock: Callable[[], float], cache: int
+) -> dict[str, float]:
+    """Seconds of every algorithm of one pass of a convolution, the plan's choice first."""
+    import fastconv
+    from fastconv.bench import gpu
+    from fastconv.bench.peers import inputs
+    from fastconv.bench.run import torch_type
+    from fastconv.bench.timing import interleave
+
+    type_ = torch_type(dtype)
+    primitive = (
+        {"forward": "input_gradient", "input_gradient": "forward"}.get(pass_, pass_) if case.is_transposed else pass_
+    )
+    tensors = inputs(case, layout, type_, peer.device)
+    arguments = {key: value for key, value in case.parameters.items() if key != "bias"}
+    names = fastconv.algorithms(case.operator, *tensors, **arguments)[primitive]
+    sets = gpu.input_sets(case.bytes(pass_, type_.itemsize), cache)
+
+    def forced(name: str) -> Callable[[], Any]:
+        with fastconv.force_algorithm(**{primitive: name}):
+            work = gpu.in_turn([peer.prepare(case, pass_, layout, type_) for _ in range(sets)])
+
+        def run() -> Any:
+            with fastconv.force_algorithm(**{primitive: name}):
+                return work()
+
+        return run
+
+    samples = interleave({name: forced(name) for name in names}, 0.05, clock=clock)
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def measure() -> list[dict[str, Any]]:
-    """fastconv beside torch, interleaved; medians of five rounds, forward and training step."""
-    from fastconv.bench.layers import parse
-    from fastconv.bench.peers import FASTCONV, TORCH, inputs
+def verdict(times: dict[str, float]) -> str:
+    """What the times say of the plan's choice, which is the first."""
+    chosen, best = next(iter(times)), min(times, key=lambda name: times[name])
+    factor = times[chosen] / times[best]
+    # "tensor_core" is its rule's choice of a tile, which the same tile by name can only equal.
+    if factor < CLOSE:
+        return "supports the rule"
+    return f"against the rule: {best} is {factor:.2f} times as fast as {chosen}"
 
-    torch.backends.cudnn.benchmark = True
+
+def measure_rules(deadline: float) -> list[dict[str, Any]]:
+    """For each convolution of the suite, on tensor cores and without them: which algorithm is the fastest."""
+    from fastconv.bench import gpu
+    from fastconv.bench.layers import SUITES
+
+    clock, cache = gpu.Clock(), gpu.cache_bytes()
     rows = []
-    for problem in LAYERS:
-        case = parse(problem)
-        for dtype in (torch.float32, torch.float16):
-            for layout in ("channels_first", "channels_last"):
-                tensors = [t.cuda().requires_grad_() for t in inputs(case, layout, dtype)]
-                for training in (False, True):
-                    work = {}
-                    for peer in (TORCH, FASTCONV):
-                        operator = peer.operator(case)
-                        gy = torch.ones_like(operator(*tensors))
-
-                        def call(operator: Any = operator, gy: Any = gy, train: bool = training) -> Any:
-                            y = operator(*tensors)  # noqa: B023
-                            return torch.autograd.grad(y, tensors, gy) if train else y  # noqa: B023
-
-                        milliseconds(call, 5)
-                        work[peer.name] = call
-                    rounds: dict[str, list[float]] = {name: [] for name in work}
-                    for _ in range(5):
-                        for name, call in work.items():
-                            rounds[name].append(milliseconds(call))
-                    times = {name: statistics.median(values) for name, values in rounds.items()}
-                    row = {"problem": problem, "dtype": str(dtype)[6:], "layout": layout}
-                    row |= {"pass": "training step" if training else "forward"}
-                    rows.append({**row, **times, "ratio": times[TORCH.name] / times[FASTCONV.name]})
+    for dtype in ("float16", "float32"):
+        with gpu.precision(dtype):
+            for case in SUITES["gpu"].cases:
+                for pass_ in PASSES[:3] if case.is_convolution else ():
+                    row = {"problem": case.problem, "name": case.name, "dtype": dtype, "pass": pass_}
+                    if time.perf_counter() > deadline:
+                        rows.append({**row, "seconds": {}, "verdict": "not measured: no time left"})
+                        continue
+                    layout = "channels_last" if case.dimensions == 2 else "channels_first"
+                    times = time_algorithms(case, pass_, layout, dtype, gpu.PEERS[1], clock, cache)
+                    rows.append({**row, "seconds": times, "verdict": verdict(times)})
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
+def measure(deadline: float) -> list[Any]:
+    """The suite beside torch, a report for each dtype that there is time for."""
+    from fastconv.bench import gpu
+    from fastconv.bench.layers import SUITES, Suite
+    from fastconv.bench.peers import LAYOUTS
+    from fastconv.bench.run import Report, run_suite, torch_type
+
+    others = tuple(peer for peer in gpu.OTHERS if not peer.missing)
+    clock, cache, reports = gpu.Clock(), gpu.cache_bytes(), []
+    for dtype in DTYPES:
+        with gpu.precision(dtype):
+            ceiling, results = gpu.measure_ceiling(torch_type(dtype), 0.5), []
+            for case in SUITES["gpu"].cases:
+                if time.perf_counter() < deadline:
+                    results += run_suite(
+                        Suite((case,)),
+                        0.1,
+                        LAYOUTS,
+                        PASSES,
+                        peers=(*gpu.PEERS, *others),
+                        dtype=dtype,
+                        clock=clock,
+                        cache=cache,
+                    )
+            reports.append(Report(gpu.described(dtype), ceiling, results, [], {}))
+    return reports
+
+
+def table(result: dict[str, Any], reports: list[Any]) -> str:
     """The result as Markdown."""
+    from fastconv.bench import report
+    from fastconv.bench.layers import SUITES
+
     lines = [f"# {result['gpu']}", "", f"torch {result['torch']}, {result['architecture']}, {result['date']}", ""]
     lines += ["| step | | seconds |", "|---|---|---:|"]
     lines += [f"| {s['step']} | {'passed' if s['passed'] else 'FAILED'} | {s['seconds']} |" for s in result["steps"]]
-    lines += [
-        "",
-        "Milliseconds a call; the ratio is torch's time by fastconv's (TF32 as torch's defaults have it).",
-        "",
-    ]
-    lines += ["| problem | dtype | layout | pass | torch | fastconv | ratio |", "|---|---|---|---|---:|---:|---:|"]
-    for r in result["benchmark"]:
-        times = f"{r['torch']:.3f} | {r['fastconv']:.3f} | {r['ratio']:.2f}"
-        lines.append(f"| {r['problem']} | {r['dtype']} | {r['layout']} | {r['pass']} | {times} |")
+    lines += ["", "## Algorithms", "", "Milliseconds, the plan's choice first, in channels_last.", ""]
+    lines += ["| problem | dtype | pass | algorithms | |", "|---|---|---|---|---|"]
+    for r in result["rules"]:
+        times = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in r["seconds"].items())
+        lines.append(f"| {r['name']} | {r['dtype']} | {r['pass']} | {times} | {r['verdict']} |")
+    for measured in reports:
+        count = len({result.problem for result in measured.results})
+        lines += ["", f"## {measured.machine['dtype']}: {count} of {len(SUITES['gpu'].cases)} problems", ""]
+        lines += [t.markdown() for t in report.tables(measured)] if measured.results else []
     return "\n".join(lines) + "\n"
 
 
@@ -140,11 +186,13 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("make gpu: torch finds no CUDA device on this machine", file=sys.stderr)
         return 1
+    begin = time.perf_counter()
     date, name = datetime.date.today().isoformat(), torch.cuda.get_device_name()
     result: dict[str, Any] = {"gpu": name, "date": date, "torch": torch.__version__, "architecture": architecture()}
     build = {"FASTCONV_CUDA": "on", "FASTCONV_CUDA_ARCHS": architecture()}
     steps = [step("build", sys.executable, "setup.py", "build_ext", "--inplace", **build)]
-    result |= {"steps": steps, "benchmark": []}
+    result |= {"steps": steps, "rules": [], "benchmark": []}
+    reports = []
     if steps[0]["passed"]:
         cuda = {"FASTCONV_BACKENDS": "cuda"}
         # One process a file: a GPU takes the calls of several, and each of them waits mostly for Python.
@@ -155,12 +203,15 @@ def main() -> int:
                 steps += pool.map(sanitized, SANITIZERS)
         sys.path.insert(0, str(ROOT))
         print("==> benchmark", flush=True)
-        result["benchmark"] = measure()
+        now = time.perf_counter()
+        result["rules"] = measure_rules(now + (begin + ALL - now) / 3)
+        reports = measure(begin + ALL)
+        result["benchmark"] = [json.loads(measured.to_json()) for measured in reports]
     folder = ROOT / "benchmarks" / "results" / f"{date}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(result, indent=1))
-    (folder / "gpu.md").write_text(table(result))
-    print(table(result))
+    (folder / "gpu.md").write_text(table(result, reports))
+    print(table(result, reports))
     return 0 if all(s["passed"] for s in steps) else 1
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from test_simt import compile_program, output
+from test_simt import ROOT, compile_program, output
 
+import fastconv
 from fastconv.bench import gpu, gpu_loops
 from fastconv.bench.layers import Case, parse
 from fastconv.bench.peers import FASTCONV, TORCH, FunctionalPeer, Work
@@ -139,3 +142,23 @@ def test_what_this_machine_cannot_measure(
 ) -> None:
     assert main(["bench", "quick", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pass_", ["forward", "input_gradient", "weight_gradient"])
+def test_make_gpu_times_every_algorithm_and_tile(pass_: str) -> None:
+    """In the simulation, where the times mean nothing."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))
+    case = parse("conv2d:1,8,4,5,8,3x3,padding=1")
+    with fastconv.simulate_cuda():
+        times = script["time_algorithms"](case, pass_, "channels_last", "float16", FASTCONV, time.perf_counter, 0)
+        x, w = torch.empty(case.shape, dtype=torch.float16), torch.empty(case.weight_shape, dtype=torch.float16)
+        assert list(times) == fastconv.algorithms("conv2d", x, w, None, 1, 1)[pass_]
+    assert {"tensor_core", "tensor_core_128x128", "tensor_core_64x64"} <= set(times)
+
+
+def test_make_gpu_says_whether_a_figure_supports_the_rule() -> None:
+    verdict = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))["verdict"]
+    assert verdict({"direct": 1.0, "tensor_core": 0.99}) == "supports the rule"
+    assert (
+        verdict({"direct": 1.0, "tensor_core": 0.5}) == "against the rule: tensor_core is 2.00 times as fast as direct"
+    )

@@ -50,6 +50,7 @@ INSTRUCTIONS = [
     ("conv_tensor_core", r"gather_tensor_core.*Half", [*HALF_PRODUCT, "LDSM.16.M88.4", "LDSM.16.MT88.4", "STG.E.128"]),
     ("conv_tensor_core", r"gather_tensor_core.*BFloat16", ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "STG.E.128"]),
     ("conv_tensor_core", r"gather_tensor_core.*TileIf", ["HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "STG.E.128"]),
+    ("conv_tensor_core", r"transpose_to_channels_last", ["LDG.E.128", "LDS.128", "STG.E.128"]),
     ("conv_tensor_core_weight", r"weight_tensor_core.*Half", [*HALF_PRODUCT, "LDSM.16.MT88.4"]),
     ("conv_tensor_core_weight", r"weight_tensor_core.*TileIf", ["HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128"]),
     ("conv_implicit_gemm", r"(gather|weight)_gemmIf", ["LDS.128", "FFMA", "LDGSTS.E"]),

@@ -1,4 +1,7 @@
-"""Hypothesis draws calls, degenerate ones too: each gives torch's result, or the type of exception torch raises."""
+"""Hypothesis draws calls, degenerate ones too: each gives torch's result, or the type of exception torch raises.
+
+torch computes on the CPU, whichever backend is tested.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import backends
 import pytest
 import torch
 import torch.nn.functional as reference
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map_only
 
 from fastconv import functional as F
 
@@ -62,18 +67,19 @@ def first(out: Any) -> torch.Tensor:
 
 def outcome(function: Callable[..., Any], tensors: list[torch.Tensor | None], options: tuple) -> Any:
     """The result with its strides and gradients, or the type of the exception."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    place = backends.place if function.__module__.startswith("fastconv") else torch.Tensor.cpu
+    leaves = [None if t is None else place(t.detach()).requires_grad_() for t in tensors]
     try:
         out = function(*leaves, *options)
     except Exception as error:
         return type(error), str(error)
     y = first(out)
-    gradient = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+    gradient = place(torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape))
     try:
         gradients = torch.autograd.grad(y, [t for t in leaves if t is not None], gradient, allow_unused=True)
     except RuntimeError:  # torch's pooling refuses some empty gradients
         gradients = ()
-    return out, gradients
+    return tree_map_only(torch.Tensor, torch.Tensor.cpu, (out, gradients))
 
 
 def same(name: str, tensors: list[torch.Tensor | None], *options: Any) -> None:
@@ -118,6 +124,7 @@ def conv_calls(draw: st.DrawFn, transposed: bool) -> tuple[str, list[torch.Tenso
     return f"conv{dims}d", [x, weight, bias], (stride, padding, dilation, groups)
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(conv_calls(transposed=False))
 def test_conv(call) -> None:
@@ -125,6 +132,7 @@ def test_conv(call) -> None:
     same(name, tensors, *options)
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(conv_calls(transposed=True))
 def test_conv_transpose(call) -> None:
@@ -132,6 +140,7 @@ def test_conv_transpose(call) -> None:
     same(name, tensors, *options)
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(st.data())
 def test_max_pool(data: st.DataObject) -> None:
@@ -156,6 +165,7 @@ def test_max_pool_window_that_steps_over_the_input() -> None:
     assert not torch.autograd.grad(y.sum(), x)[0].any()
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(st.data())
 def test_avg_pool(data: st.DataObject) -> None:
@@ -169,6 +179,7 @@ def test_avg_pool(data: st.DataObject) -> None:
     same(f"avg_pool{dims}d", [x], *options)
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(st.data())
 def test_adaptive_pool(data: st.DataObject) -> None:
@@ -182,6 +193,7 @@ def test_adaptive_pool(data: st.DataObject) -> None:
         same(f"adaptive_max_pool{dims}d", [x], size, data.draw(st.booleans()))
 
 
+@pytest.mark.backends
 @SETTINGS
 @given(st.data())
 def test_local_response_norm(data: st.DataObject) -> None:
@@ -192,6 +204,7 @@ def test_local_response_norm(data: st.DataObject) -> None:
     same("local_response_norm", [x], size, alpha, beta, k)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("batch", [0, 1])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_empty_batch(batch: int, channels_last: bool) -> None:

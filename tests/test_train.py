@@ -387,6 +387,29 @@ def test_corrupt_images_are_named_skipped_and_counted(tmp_path: Path) -> None:
     )
 
 
+def test_images_found_corrupt_while_others_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_class_folders(tmp_path / "images")
+    (folder / "class0" / "0.png").write_bytes(b"")
+    parts = []
+    initialise = data.ImageFiles.__init__
+
+    def remembered(self: data.ImageFiles, *args: Any) -> None:
+        initialise(self, *args)
+        parts.append(self)
+
+    class Slow(loop.Listener):
+        """While it names one, the thread that reads ahead comes upon another."""
+
+        def note(self, message: str) -> None:
+            for part in parts:
+                part.skipped["read meanwhile"] = "corrupt"
+
+    monkeypatch.setattr(data.ImageFiles, "__init__", remembered)
+    options = Options("lenet5_modern", str(folder), epochs=1, batch_size=8, threads=1)
+    result = loop.train(options, tmp_path / "run", listener=Slow())
+    assert sorted(result.metrics["skipped_images"]) == [str(folder / "class0" / "0.png"), "read meanwhile"]
+
+
 def test_only_corrupt_images(tmp_path: Path) -> None:
     for index in range(10):
         file = tmp_path / "images" / "a" / f"{index}.png"

@@ -443,7 +443,7 @@ class Run:
         """Batches of a part of the data; each file that cannot be read is named once."""
         told = set(self.data.skipped)
         for batch in self.data.batches(examples, batches):
-            for path, reason in examples.skipped.items():
+            for path, reason in dict(examples.skipped).items():  # the next images are being read meanwhile
                 if path not in told:
                     told.add(path)
                     self.listener.note(f"Skipped {path}: {reason}")

@@ -389,6 +389,17 @@ def test_overhead_covers_every_operator():
     assert [tuple(gradient.shape) for gradient in work()] == [(1, 1, 4, 4), (1, 1, 3, 3), (1,)]
 
 
+def test_overhead_is_measured_on_one_thread():
+    threads, case = [], parse("max_pool2d:1,1,4,4,2x2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        overhead.run(0.001, [case], progress=lambda _: threads.append(torch.get_num_threads()))
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- other peers
 
 ENGINE_PROBLEMS = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
+
 from fastconv.bench.layers import Case, parse
 from fastconv.bench.peers import FASTCONV, TORCH, FunctionalPeer, Work
 from fastconv.bench.run import Overhead
@@ -37,7 +39,20 @@ def prepare(peer: FunctionalPeer, case: Case, gradients: bool) -> Work:
 def run(
     seconds: float, cases: Iterable[Case] = CASES, progress: Callable[[Case], None] = lambda case: None
 ) -> list[Overhead]:
-    """Times each operator without and with gradients, torch and fastconv interleaved."""
+    """Times each operator without and with gradients, torch and fastconv interleaved, on one thread.
+
+    With more, torch wakes them for some of its operators even here, which costs it microseconds on an idle machine and
+    milliseconds on a busy one: the difference would say more about that than about calls.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(seconds, cases, progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(seconds: float, cases: Iterable[Case], progress: Callable[[Case], None]) -> list[Overhead]:
     rows = []
     for case in cases:
         progress(case)

@@ -135,8 +135,8 @@ def overhead_table(report: Report) -> Table:
         rows.append([row.operator, what, *times])
         marks.append(overhead_mark(row))
     notes = (
-        "A call on a tiny tensor: median, ± half the distance between the quartiles. Extra: what fastconv takes more "
-        "than torch, median and quartiles of samples taken side by side."
+        "A call on a tiny tensor, on one thread: median, ± half the distance between the quartiles. Extra: what "
+        "fastconv takes more than torch, median and quartiles of samples taken side by side."
     )
     title = "Overhead of a call" + ("" if report.results else ": " + heading(report))
     return Table(title, ["operator", "pass", "torch\nµs", "fastconv\nµs", "extra\nµs", "quartiles"], rows, marks, notes)

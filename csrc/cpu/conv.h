@@ -9,6 +9,7 @@ namespace fastconv::cpu::FASTCONV_ISA {
 extern const ConvAlgorithm depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient;
 extern const ConvAlgorithm grouped_forward, grouped_input_gradient, grouped_weight_gradient;
 extern const ConvAlgorithm direct_forward, direct_input_gradient, direct_weight_gradient;
+extern const ConvAlgorithm narrow_forward, narrow_input_gradient;
 extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient;
 extern const ConvAlgorithm winograd_forward, winograd_input_gradient, winograd_weight_gradient;
 

@@ -73,7 +73,7 @@ def test_conv_algorithms(case: cases.Conv, primitive: str) -> None:
     assert all(np.abs(want).max() < 2**22 for want in wants)
     tensors = [torch.from_numpy(a) for a in operands]
     for config in native.configurations(case, primitive):
-        if config.algorithm == "winograd_f4":
+        if "winograd" in config.algorithm:
             continue
         got = native.run_conv(case, config, *tensors)
         for result, want in zip(got, wants, strict=False):

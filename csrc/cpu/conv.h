@@ -12,5 +12,6 @@ extern const ConvAlgorithm direct_forward, direct_input_gradient, direct_weight_
 extern const ConvAlgorithm narrow_forward, narrow_input_gradient;
 extern const ConvAlgorithm implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient;
 extern const ConvAlgorithm winograd_forward, winograd_input_gradient, winograd_weight_gradient;
+extern const ConvAlgorithm winograd_5x5_forward, winograd_5x5_input_gradient, winograd_5x5_weight_gradient;
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -290,9 +290,13 @@ bool applies(const ConvProblem& p) {
   return steps && outs_of<primitive>(p) <= most_outs && worth_padding(p, primitive);
 }
 
+// As measured. Where few channels are read too, direct is faster but for gradients of images in colour.
 template <Primitive primitive>
 bool preferred(const ConvProblem& p) {
-  return outs_of<primitive>(p) <= panel_outs && p.r * p.s > 1;
+  constexpr bool forward = primitive == Primitive::forward;
+  const int64_t ins = (forward ? p.c : p.k) / p.groups, outs = outs_of<primitive>(p);
+  const bool colours = !forward && ins >= 16 && (outs == 3 || outs == 4);
+  return (colours || (ins > 32 && outs <= 12)) && p.r * p.s > 1 && p.q >= 14;
 }
 
 template <Primitive primitive>

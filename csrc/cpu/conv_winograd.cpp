@@ -1,4 +1,5 @@
-// Convolution and its input gradient by Winograd's F(4x4, 3x3), float32: 36 products for 16 outputs instead of 144.
+// Convolution and its input gradient by Winograd's F(4x4, 3x3), float32: 36 products for 16 outputs instead of 144; and by
+// F(2x2, 5x5): 36 for 4 outputs instead of 100. Windows, and what is done to them, are the same.
 //
 // Windows of the input and the weights are transformed, their 36 parts multiplied as matrices over the channels, and the
 // products transformed to outputs. Tiles and output channels are taken in blocks, so that what is transformed stays in cache.
@@ -29,13 +30,14 @@ struct Weights {
   bool turned;  // the last tap first
 };
 
-// The nine taps of `count` weights, `lane` apart, as vectors.
-FASTCONV_INLINE void load_taps(const float* w, int64_t lane, int64_t tap, int count, bool turned, V (&g)[9]) {
+// The taps of `count` weights, `lane` apart, as vectors.
+template <int all>
+FASTCONV_INLINE void load_taps(const float* w, int64_t lane, int64_t tap, int count, bool turned, V (&g)[all]) {
   if (lane == 1) {
-    for (int t = 0; t < 9; ++t) g[t] = load_part(w + t * tap, count);
+    for (int t = 0; t < all; ++t) g[t] = load_part(w + t * tap, count);
   } else if (tap == 1 && count == L) {
-    constexpr int rest = 9 % L;  // taps that no transposition brings
-    for (int t = 0; t + L <= 9; t += L) {
+    constexpr int rest = all % L;  // taps that no transposition brings
+    for (int t = 0; t + L <= all; t += L) {
       V rows[L];
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) rows[i] = load(w + i * lane + t);
@@ -43,23 +45,24 @@ FASTCONV_INLINE void load_taps(const float* w, int64_t lane, int64_t tap, int co
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) g[t + i] = rows[i];
     }
-    for (int t = 9 - rest; t < 9; ++t)
+    for (int t = all - rest; t < all; ++t)
       for (int i = 0; i < L; ++i) g[t][i] = w[i * lane + t];
   } else {
-    for (int t = 0; t < 9; ++t) {
+    for (int t = 0; t < all; ++t) {
       g[t] = V{};
       for (int i = 0; i < count; ++i) g[t][i] = w[i * lane + t * tap];
     }
   }
   if (turned)
-    for (int t = 0; t < 4; ++t) {
+    for (int t = 0; t < all / 2; ++t) {
       const V other = g[t];
-      g[t] = g[8 - t], g[8 - t] = other;
+      g[t] = g[all - 1 - t], g[all - 1 - t] = other;
     }
 }
 
-FASTCONV_INLINE void transform_taps(const V (&g)[9], float* to, int64_t product) {
-  transform_square<WeightTransform>(
+template <int taps>
+FASTCONV_INLINE void transform_taps(const V (&g)[taps * taps], float* to, int64_t product) {
+  transform_square<PointTransform<taps>>(
       [&](int i, V(&row)[taps]) FASTCONV_INLINE_LAMBDA {
         for (int j = 0; j < taps; ++j) row[j] = g[taps * i + j];
       },
@@ -73,17 +76,18 @@ struct Geometry {
   int64_t reduction, out;  // channels of a group
   Tiles tiles;
 
-  Geometry(const ConvProblem& p, bool forward)
+  template <int taps>
+  Geometry(const ConvProblem& p, bool forward, Sizes<taps>)
       : read(images_of(p, forward)),
         written(images_of(p, !forward)),
         reduction((forward ? p.c : p.k) / p.groups),
         out((forward ? p.k : p.c) / p.groups),
-        tiles(p.n, forward ? p.p : p.h, forward ? p.q : p.w, p.dilation_h, p.dilation_w) {
+        tiles(Sizes<taps>::outputs, p.n, forward ? p.p : p.h, forward ? p.q : p.w, p.dilation_h, p.dilation_w) {
     read.pad_top = forward ? p.pad_top : (taps - 1) * p.dilation_h - p.pad_top;
     read.pad_left = forward ? p.pad_left : (taps - 1) * p.dilation_w - p.pad_left;
     const int64_t c = p.c / p.groups;
     const bool last = p.weight_layout == Layout::channels_last;
-    const int64_t along_k = 9 * c, along_c = last ? 1 : 9;
+    const int64_t along_k = taps * taps * c, along_c = last ? 1 : taps * taps;
     weights = {forward ? along_k : along_c, forward ? along_c : along_k, last ? c : 1, !forward};
   }
 };
@@ -91,8 +95,11 @@ struct Geometry {
 // Of a block: multiples of a panel.
 constexpr int64_t most_tiles = 96, most_outputs = 96;
 
-template <bool channels_last>
+template <bool channels_last, int taps>
 struct Winograd {
+  static constexpr int outputs = Sizes<taps>::outputs;
+  using OutputTransform = typename Sizes<taps>::OutputTransform;
+
   const ConvProblem& problem;
   Geometry geometry;
   const float *input, *weights, *bias;  // of the group at hand
@@ -129,7 +136,7 @@ struct Winograd {
 
   Winograd(const ConvProblem& p, const ConvArgs& args, bool forward)
       : problem(p),
-        geometry(p, forward),
+        geometry(p, forward, Sizes<taps>{}),
         input(static_cast<const float*>(forward ? args.x : args.gy)),
         weights(static_cast<const float*>(args.w)),
         bias(static_cast<const float*>(args.b)),
@@ -184,18 +191,18 @@ struct Winograd {
   void transform_weights(int64_t unit, float* to) const {
     const Weights& strides = geometry.weights;
     const float* from = weights + unit * out_unit * strides.out;
-    V g[9];
+    V g[taps * taps];
     if constexpr (channels_last) {
       const int count = int(minimum<int64_t>(out - unit * L, L));
       for (int64_t c = 0; c < reduction; ++c) {
         load_taps(from + c * strides.reduction, strides.out, strides.tap, count, strides.turned, g);
-        transform_taps(g, to + c * panel, weights_product);
+        transform_taps<taps>(g, to + c * panel, weights_product);
       }
     } else {
       for (int64_t c = 0; c < reduction; c += L) {
         const int count = int(minimum<int64_t>(reduction - c, L));
         load_taps(from + c * strides.reduction, strides.reduction, strides.tap, count, strides.turned, g);
-        transform_taps(g, to + c, weights_product);
+        transform_taps<taps>(g, to + c, weights_product);
       }
     }
   }
@@ -230,7 +237,7 @@ struct Winograd {
       }
     } else {
       for (int64_t t = 0; t < tile_count; t += L) {
-        TileWriter writer(geometry.tiles, geometry.written, first_tile + t);
+        TileWriter<outputs> writer(geometry.tiles, geometry.written, first_tile + t);
         V check{};
         for (int64_t k = 0; k < out_count; ++k) {
           const V add = splat(bias ? bias[first_out + k] : 0.0f);
@@ -266,9 +273,9 @@ struct Winograd {
     const Operand of_weights = {weight_transforms, weights_product, channels_last ? panel * reduction : a_row};
     const Result result = {d, d_product, d_row};
     if (channels_last)
-      multiply(0, products, tile_count, ceil_div(out_count, L), reduction, of_tiles, of_weights, result);
+      multiply(0, products, tile_count, ceil_div(out_count, L), reduction, of_tiles, of_weights, result, chunk);
     else
-      multiply(0, products, out_count, ceil_div(tile_count, L), reduction, of_weights, of_tiles, result);
+      multiply(0, products, out_count, ceil_div(tile_count, L), reduction, of_weights, of_tiles, result, chunk);
     transform_outputs(first_tile, tile_count, first_out, out_count, d);
   }
 
@@ -341,7 +348,7 @@ struct Winograd {
   int64_t packed_floats() const { return products * size_of_weights(out); }  // of a group
 
   void next_group() {
-    weights += problem.k / problem.groups * (problem.c / problem.groups) * 9;
+    weights += problem.k / problem.groups * (problem.c / problem.groups) * taps * taps;
     if (!packed) return;
     packed += packed_floats();
     if (weights_shared) shared = packed;
@@ -349,13 +356,13 @@ struct Winograd {
 };
 
 // Calls f with a Winograd for the problem's layout.
-template <class F>
+template <int taps, class F>
 auto with_layout(const ConvProblem& p, const ConvArgs& args, bool forward, const F& f) {
   if (p.layout == Layout::channels_last) {
-    Winograd<true> w(p, args, forward);
+    Winograd<true, taps> w(p, args, forward);
     return f(w);
   }
-  Winograd<false> w(p, args, forward);
+  Winograd<false, taps> w(p, args, forward);
   return f(w);
 }
 
@@ -369,20 +376,20 @@ ConvProblem one_image(ConvProblem p) {
   return p;
 }
 
-template <Primitive primitive>
+template <Primitive primitive, int taps>
 int64_t workspace_bytes(const ConvProblem& p, int threads) {
   ConvArgs args{};
   args.threads = threads;
-  const int64_t own = with_layout(p, args, primitive == Primitive::forward, [](const auto& w) { return w.bytes; });
+  const int64_t own = with_layout<taps>(p, args, primitive == Primitive::forward, [](const auto& w) { return w.bytes; });
   Workspace space(nullptr);
   space.take<uint8_t>(p.n);
   return maximum(own, space.bytes() + exact<primitive>().workspace_bytes(one_image(p), threads));
 }
 
-template <Primitive primitive>
+template <Primitive primitive, int taps>
 void run(const ConvProblem& p, const ConvArgs& args) {
   constexpr bool forward = primitive == Primitive::forward;
-  const uint8_t* spoiled = with_layout(p, args, forward, [&](auto& w) {
+  const uint8_t* spoiled = with_layout<taps>(p, args, forward, [&](auto& w) {
     w.run(args.threads);
     return w.spoiled;
   });
@@ -405,46 +412,44 @@ void run(const ConvProblem& p, const ConvArgs& args) {
   }
 }
 
-template <Primitive primitive>
+template <Primitive primitive, int taps>
 int64_t packed_bytes(const ConvProblem& p) {
-  return with_layout(p, ConvArgs{}, primitive == Primitive::forward, [&](const auto& w) {
+  return with_layout<taps>(p, ConvArgs{}, primitive == Primitive::forward, [&](const auto& w) {
     Workspace space(nullptr);
     space.take<float>(p.groups * w.packed_floats());
     return space.bytes();
   });
 }
 
-template <Primitive primitive>
+template <Primitive primitive, int taps>
 void pack(const ConvProblem& p, const ConvArgs& args) {
-  with_layout(p, args, primitive == Primitive::forward, [&](auto& w) { w.pack(args.threads); });
+  with_layout<taps>(p, args, primitive == Primitive::forward, [&](auto& w) { w.pack(args.threads); });
 }
 
 // Looks at one image: a sample's bits may not depend on its batch.
-template <Primitive primitive>
+template <Primitive primitive, int taps>
 bool preferred(const ConvProblem& p) {
-  const Tiles tiles = Geometry(p, primitive == Primitive::forward).tiles;
+  const Tiles tiles = Geometry(p, primitive == Primitive::forward, Sizes<taps>{}).tiles;
   const int64_t wanted = primitive == Primitive::forward ? p.p * p.q : p.h * p.w;
-  const int64_t computed = tiles.of_image * outputs * outputs;
+  const int64_t computed = tiles.of_image * tiles.outputs * tiles.outputs;
   return enough_channels(p) && 3 * wanted > computed;
 }
 
+template <Primitive primitive, int taps>
+constexpr ConvAlgorithm algorithm = {winograd_name<taps>,
+                                     primitive,
+                                     winograd_applies<taps>,
+                                     preferred<primitive, taps>,
+                                     workspace_bytes<primitive, taps>,
+                                     run<primitive, taps>,
+                                     packed_bytes<primitive, taps>,
+                                     pack<primitive, taps>};
+
 }  // namespace
 
-const ConvAlgorithm winograd_forward = {"winograd_f4",
-                                        Primitive::forward,
-                                        winograd_applies,
-                                        preferred<Primitive::forward>,
-                                        workspace_bytes<Primitive::forward>,
-                                        run<Primitive::forward>,
-                                        packed_bytes<Primitive::forward>,
-                                        pack<Primitive::forward>};
-const ConvAlgorithm winograd_input_gradient = {"winograd_f4",
-                                               Primitive::input_gradient,
-                                               winograd_applies,
-                                               preferred<Primitive::input_gradient>,
-                                               workspace_bytes<Primitive::input_gradient>,
-                                               run<Primitive::input_gradient>,
-                                               packed_bytes<Primitive::input_gradient>,
-                                               pack<Primitive::input_gradient>};
+const ConvAlgorithm winograd_forward = algorithm<Primitive::forward, 3>;
+const ConvAlgorithm winograd_input_gradient = algorithm<Primitive::input_gradient, 3>;
+const ConvAlgorithm winograd_5x5_forward = algorithm<Primitive::forward, 5>;
+const ConvAlgorithm winograd_5x5_input_gradient = algorithm<Primitive::input_gradient, 5>;
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -1,5 +1,5 @@
-// The weight gradient by Winograd's F(3x3, 4x4), float32: the transforms of the input's windows and of the output gradient's
-// tiles are multiplied as matrices over the tiles of all images, 36 products for nine taps of a tile instead of 144.
+// The weight gradient by Winograd's F(3x3, 4x4) and F(5x5, 2x2), float32: the transforms of the input's windows and of the
+// output gradient's tiles are multiplied as matrices over the tiles of all images, 36 products a tile instead of 144 or 100.
 //
 // Tiles are taken in blocks. All threads transform a block, then each adds its share of the 36 products to sums in memory; so
 // every sum has one order, whatever the threads. At last the sums are transformed to taps. Where a result is not finite, all is
@@ -19,15 +19,19 @@ using namespace winograd;
 constexpr int64_t block_floats = 2 << 20;  // of a block's transforms: they should stay in the last-level cache
 constexpr int64_t slice = 32;              // channels transformed at a time
 
-template <bool channels_last>
+template <bool channels_last, int taps>
 struct WeightGradient {
+  static constexpr int outputs = Sizes<taps>::outputs, all_taps = taps * taps;
+  using OutputGradientTransform = typename Sizes<taps>::OutputGradientTransform;
+  using WeightGradientTransform = typename Sizes<taps>::WeightGradientTransform;
+
   const ConvProblem& problem;
   Images x_images, gy_images;
   Tiles grid;
   const float *x, *gy;  // of the group at hand
   float *gw, *gb;
   int64_t c, k;        // channels of a group
-  int64_t tile_block;  // a multiple of a chunk, so that sums do not depend on it
+  int64_t tile_block;  // a multiple of a chunk
   // A: x[e][channel][tile], in NHWC x[e][tile][channel]. B: gy[e][panel of channels][tile][2 vectors].
   int64_t x_step, x_product, gy_panel, gy_product, sum_row, sum_product;
   float *x_transforms, *gy_transforms, *sums;
@@ -38,7 +42,7 @@ struct WeightGradient {
       : problem(p),
         x_images(images_of(p, true)),
         gy_images(images_of(p, false)),
-        grid(p.n, p.p, p.q, p.dilation_h, p.dilation_w),
+        grid(outputs, p.n, p.p, p.q, p.dilation_h, p.dilation_w),
         x(static_cast<const float*>(args.x)),
         gy(static_cast<const float*>(args.gy)),
         gw(static_cast<float*>(args.gw)),
@@ -128,7 +132,7 @@ struct WeightGradient {
       const int64_t p = i % panels, vectors = minimum<int64_t>(ceil_div(k, L) - p * panel_vectors, panel_vectors);
       multiply<channels_last>(e, e + 1, c, vectors, count, {x_transforms, x_product, x_step},
                               {gy_transforms + p * gy_panel, gy_product, gy_panel}, {sums + p * panel, sum_product, sum_row},
-                              first > 0);
+                              gradient_chunk, first > 0);
     }
   }
 
@@ -136,10 +140,10 @@ struct WeightGradient {
   void transform_sums(int64_t v) const {
     const int count = int(minimum<int64_t>(k - v * L, L));
     const bool last = problem.weight_layout == Layout::channels_last;
-    const int64_t tap = last ? c : 1, channel = last ? 1 : 9;
+    const int64_t tap = last ? c : 1, channel = last ? 1 : all_taps;
     V check{};
     for (int64_t i = 0; i < c; ++i) {
-      alignas(64) float by_tap[9][L];
+      alignas(64) float by_tap[all_taps][L];
       transform_square<WeightGradientTransform>(LoadProducts{sums + i * sum_row + v * L, sum_product},
                                                 [&](int r, const V(&row)[taps]) FASTCONV_INLINE_LAMBDA {
                                                   for (int s = 0; s < taps; ++s) {
@@ -147,9 +151,9 @@ struct WeightGradient {
                                                     store(by_tap[taps * r + s], row[s]);
                                                   }
                                                 });
-      float* to = gw + v * L * c * 9 + i * channel;
-      for (int lane = 0; lane < count; ++lane, to += c * 9)
-        for (int t = 0; t < 9; ++t) to[t * tap] = by_tap[t][lane];
+      float* to = gw + v * L * c * all_taps + i * channel;
+      for (int lane = 0; lane < count; ++lane, to += c * all_taps)
+        for (int t = 0; t < all_taps; ++t) to[t * tap] = by_tap[t][lane];
     }
     for (int lane = 0; lane < count; ++lane)
       if (check[lane] != check[lane]) __atomic_store_n(spoiled, uint8_t(1), __ATOMIC_RELAXED);
@@ -203,43 +207,51 @@ struct WeightGradient {
       parallel(threads, [&](int id, int parts) { run_group(id, parts); });
       x += c * x_images.channel;
       gy += k * gy_images.channel;
-      gw += k * c * 9;
+      gw += k * c * all_taps;
       if (gb) gb += k;
     }
     return !*spoiled;
   }
 };
 
-template <class F>
+template <int taps, class F>
 auto with_layout(const ConvProblem& p, const ConvArgs& args, const F& f) {
   if (p.layout == Layout::channels_last) {
-    WeightGradient<true> gradient(p, args);
+    WeightGradient<true, taps> gradient(p, args);
     return f(gradient);
   }
-  WeightGradient<false> gradient(p, args);
+  WeightGradient<false, taps> gradient(p, args);
   return f(gradient);
 }
 
+template <int taps>
 int64_t workspace_bytes(const ConvProblem& p, int threads) {
-  const int64_t own = with_layout(p, ConvArgs{}, [](const auto& gradient) { return gradient.bytes; });
+  const int64_t own = with_layout<taps>(p, ConvArgs{}, [](const auto& gradient) { return gradient.bytes; });
   return maximum(own, implicit_gemm_weight_gradient.workspace_bytes(p, threads));
 }
 
+template <int taps>
 void run(const ConvProblem& p, const ConvArgs& args) {
-  if (!with_layout(p, args, [&](auto& gradient) { return gradient.run(args.threads); }))
+  if (!with_layout<taps>(p, args, [&](auto& gradient) { return gradient.run(args.threads); }))
     implicit_gemm_weight_gradient.run(p, args);
 }
 
 // The sums are transformed once, so there must be tiles enough to pay for it.
+template <int taps>
 bool preferred(const ConvProblem& p) {
-  const Tiles tiles(p.n, p.p, p.q, p.dilation_h, p.dilation_w);
+  const Tiles tiles(Sizes<taps>::outputs, p.n, p.p, p.q, p.dilation_h, p.dilation_w);
   const bool small = p.c / p.groups * (p.k / p.groups) <= 1 << 14;
-  return enough_channels(p) && tiles.count >= (small ? 16 : 32) && 3 * p.p * p.q > tiles.of_image * outputs * outputs;
+  return enough_channels(p) && tiles.count >= (small ? 16 : 32) &&
+         3 * p.p * p.q > tiles.of_image * tiles.outputs * tiles.outputs;
 }
+
+template <int taps>
+constexpr ConvAlgorithm algorithm = {winograd_name<taps>, Primitive::weight_gradient, winograd_applies<taps>,
+                                     preferred<taps>,     workspace_bytes<taps>,      run<taps>};
 
 }  // namespace
 
-const ConvAlgorithm winograd_weight_gradient = {
-    "winograd_f4", Primitive::weight_gradient, winograd_applies, preferred, workspace_bytes, run};
+const ConvAlgorithm winograd_weight_gradient = algorithm<3>;
+const ConvAlgorithm winograd_5x5_weight_gradient = algorithm<5>;
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

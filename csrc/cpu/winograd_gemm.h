@@ -15,8 +15,9 @@ constexpr int L = lanes<float>;
 constexpr int panel_vectors = 2;
 constexpr int panel = panel_vectors * L;
 constexpr int most_rows = wide ? 12 : 6;  // in registers: 12 or 24 sums
-// So many steps are summed in registers, then added to D: rounding errors of one long sum would be greater.
-constexpr int64_t chunk = 64;
+// So many steps are summed in registers, and chunk after chunk added up before D is: rounding errors of one long sum would be
+// greater. A weight gradient amplifies them more, that of five taps most.
+constexpr int64_t chunk = 64, gradient_chunk = 32;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -34,8 +35,9 @@ struct Result {
 
 // D's tile of `rows` rows and `vectors` vectors. `rows_adjacent`: A lies [depth][row].
 template <bool rows_adjacent, int rows, int vectors>
-inline __attribute__((noinline)) void multiply_tile(int64_t depth, const float* a, int64_t a_step, const float* b, float* d,
-                                                    int64_t d_row, bool add) {
+inline __attribute__((noinline)) void multiply_tile(int64_t depth, int64_t chunk, const float* a, int64_t a_step,
+                                                    const float* b, float* d, int64_t d_row, bool add) {
+  Vec<float> total[rows][vectors];
   for (int64_t begin = 0; begin < depth; begin += chunk) {
     Vec<float> sum[rows][vectors];
 #pragma GCC unroll 12
@@ -56,26 +58,29 @@ inline __attribute__((noinline)) void multiply_tile(int64_t depth, const float* 
       a += rows_adjacent ? a_step : 1;
       b += panel;
     }
-    const bool first = begin == 0 && !add;
 #pragma GCC unroll 12
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        float* to = d + i * d_row + v * L;
-        store(to, first ? sum[i][v] : load(to) + sum[i][v]);
-      }
+      for (int v = 0; v < vectors; ++v) total[i][v] = begin == 0 ? sum[i][v] : total[i][v] + sum[i][v];
   }
+#pragma GCC unroll 12
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      float* to = d + i * d_row + v * L;
+      store(to, add ? load(to) + total[i][v] : total[i][v]);
+    }
 }
 
 template <bool rows_adjacent, int rows = most_rows>
-FASTCONV_INLINE void multiply_rows(int count, int vectors, int64_t depth, const float* a, int64_t a_step, const float* b,
-                                   float* d, int64_t d_row, bool add) {
+FASTCONV_INLINE void multiply_rows(int count, int vectors, int64_t depth, int64_t chunk, const float* a, int64_t a_step,
+                                   const float* b, float* d, int64_t d_row, bool add) {
   if constexpr (rows > 1)
-    if (count < rows) return multiply_rows<rows_adjacent, rows - 1>(count, vectors, depth, a, a_step, b, d, d_row, add);
+    if (count < rows) return multiply_rows<rows_adjacent, rows - 1>(count, vectors, depth, chunk, a, a_step, b, d, d_row, add);
   if (vectors == panel_vectors)
-    multiply_tile<rows_adjacent, rows, panel_vectors>(depth, a, a_step, b, d, d_row, add);
+    multiply_tile<rows_adjacent, rows, panel_vectors>(depth, chunk, a, a_step, b, d, d_row, add);
   else
-    multiply_tile<rows_adjacent, rows, 1>(depth, a, a_step, b, d, d_row, add);
+    multiply_tile<rows_adjacent, rows, 1>(depth, chunk, a, a_step, b, d, d_row, add);
 }
 
 // Rows of the next tile: as many as there are registers for, but no tile of very few rows at the end.
@@ -86,14 +91,14 @@ inline int rows_of_tile(int64_t left) {
 // D[e] = A[e] * B[e], or D[e] += ..., for e in [begin, end), `rows` rows and `vectors` vectors (of panels).
 template <bool rows_adjacent = false>
 inline void multiply(int begin, int end, int64_t rows, int64_t vectors, int64_t depth, const Operand& a, const Operand& b,
-                     const Result& d, bool add = false) {
+                     const Result& d, int64_t chunk, bool add = false) {
   for (int e = begin; e < end; ++e)
     for (int64_t row = 0, count; row < rows; row += count) {
       count = rows_of_tile(rows - row);
       const float* a_rows = a.data + e * a.product + row * (rows_adjacent ? 1 : a.step);
       for (int64_t v = 0; v < vectors; v += panel_vectors)
-        multiply_rows<rows_adjacent>(int(count), int(minimum<int64_t>(vectors - v, panel_vectors)), depth, a_rows, a.step,
-                                     b.data + e * b.product + v / panel_vectors * b.step,
+        multiply_rows<rows_adjacent>(int(count), int(minimum<int64_t>(vectors - v, panel_vectors)), depth, chunk, a_rows,
+                                     a.step, b.data + e * b.product + v / panel_vectors * b.step,
                                      d.data + e * d.product + row * d.row + v * L, d.row, add);
     }
 }

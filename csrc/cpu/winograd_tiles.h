@@ -1,12 +1,13 @@
 // Where the tiles of Winograd's convolution lie in images, and moving their windows between memory and vectors.
 //
-// The outputs of all images are cut into tiles of 4x4, numbered row by row; a tile reads a window of 6x6 inputs:
+// The outputs of all images are cut into tiles of 4x4 (for kernels of 5x5: of 2x2), numbered row by row; a tile reads a window
+// of 6x6 inputs:
 //
 //        inputs            outputs
 //      +---+-----          +-----+-----+--
 //      | +-|---+---        |  0  |  1  |
 //      | | |   |           +-----+-----+--
-//      +-|-+   |           |  2  |  3  |        windows overlap by two; what leaves the image counts as zero,
+//      +-|-+   |           |  2  |  3  |        windows overlap by two (four); what leaves the image counts as zero,
 //        +-----+           +-----+-----+--      and outputs that leave it are dropped
 //
 // A convolution with dilation d is d * d ones without on sub-images, each of every d-th row and column: their tiles follow one
@@ -53,7 +54,12 @@ struct Images {
   }
 };
 
-inline bool winograd_applies(const ConvProblem& p) {
+// Named after the outputs of a tile along an axis.
+template <int taps>
+constexpr const char* winograd_name = taps == 3 ? "winograd_f4" : "winograd_f2";
+
+template <int taps>
+bool winograd_applies(const ConvProblem& p) {
   // Beyond any memory, sizes of transforms might not fit in 64 bits.
   constexpr double most = 1e15;
   const bool sizes = double(p.n) * p.c * p.h * p.w < most && double(p.n) * p.k * p.p * p.q < most && double(p.c) * p.k < most &&
@@ -82,10 +88,12 @@ inline Images images_of(const ConvProblem& p, bool of_x) {
 
 // The tiles of all images: in each, `phases` sub-images of rows * columns tiles.
 struct Tiles {
+  int64_t outputs;  // of a tile along an axis
   int64_t rows, columns, phases_h, phases_w, dilation_h, dilation_w, of_image, count;
 
-  Tiles(int64_t n, int64_t out_h, int64_t out_w, int64_t dilation_h, int64_t dilation_w)
-      : rows(tiles_along(out_h, dilation_h)),
+  Tiles(int64_t outputs, int64_t n, int64_t out_h, int64_t out_w, int64_t dilation_h, int64_t dilation_w)
+      : outputs(outputs),
+        rows(tiles_along(out_h, dilation_h)),
         columns(tiles_along(out_w, dilation_w)),
         phases_h(minimum(dilation_h, out_h)),
         phases_w(minimum(dilation_w, out_w)),
@@ -105,13 +113,13 @@ struct Tiles {
   }
 
  private:
-  static int64_t tiles_along(int64_t out, int64_t dilation) {
+  int64_t tiles_along(int64_t out, int64_t dilation) const {
     const int64_t of_phase = (out + dilation - 1) / dilation;
     return (of_phase + outputs - 1) / outputs;
   }
 };
 
-// ---- NCHW: a lane is a tile. Columns of L windows are read as runs of four floats and transposed.
+// ---- NCHW: a lane is a tile. Columns of L windows are read as runs of four or two floats and transposed.
 
 struct LowHalves {
   static constexpr int lane(int i) { return i / 4 * 4 + i % 4 / 2 + (i % 2 ? lanes<float> : 0); }
@@ -163,6 +171,30 @@ FASTCONV_INLINE void store_quads(float* const* rows, V v) {
 #endif
 }
 
+// The columns of runs of two floats, run i at rows[i]; and the reverse.
+template <int... I>
+FASTCONV_INLINE V load_pairs(const float* const* rows, std::integer_sequence<int, I...>) {
+  const auto pair = [&](int i) {
+    double bits;
+    std::memcpy(&bits, rows[i], 8);
+    return bits;
+  };
+  return (V)Vec<double>{pair(I)...};
+}
+FASTCONV_INLINE void load_pairs(const float* const* rows, V (&columns)[2]) {
+  constexpr auto half = std::make_integer_sequence<int, lanes<double>>{};
+  const V low = load_pairs(rows, half), high = load_pairs(rows + lanes<double>, half);
+  columns[0] = even_lanes<float>(low, high), columns[1] = odd_lanes<float>(low, high);
+}
+FASTCONV_INLINE void store_pairs(float* const* rows, const V (&columns)[2]) {
+  const Vec<double> pairs[2] = {(Vec<double>)interleaved_low<float>(columns[0], columns[1]),
+                                (Vec<double>)interleaved_high<float>(columns[0], columns[1])};
+  for (int i = 0; i < lanes<float>; ++i) {
+    const double bits = pairs[i / lanes<double>][i % lanes<double>];
+    std::memcpy(rows[i], &bits, 8);
+  }
+}
+
 // The first `end` lanes but the first `begin`, zeros elsewhere; nothing else is touched.
 FASTCONV_INLINE V load_between(const float* p, int begin, int end) {
 #if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
@@ -209,6 +241,7 @@ class TileReader {
   FASTCONV_INLINE void operator()(int r, V (&row)[size]) const {
     const float* rows[lanes<float>];
     for (int i = 0; i < lanes<float>; ++i) rows[i] = at_[i] + r * step_[i];
+    if constexpr (size == 2) return load_pairs(rows, row);
     V quads[4];
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) quads[q] = load_quads(rows + q, 0);
@@ -250,6 +283,7 @@ class TileReader {
 };
 
 // The same for the tiles of outputs.
+template <int outputs>
 class TileWriter {
  public:
   TileWriter(const Tiles& tiles, const Images& images, int64_t first)
@@ -274,10 +308,14 @@ class TileWriter {
   FASTCONV_INLINE void operator()(int r, const V (&row)[outputs]) const {
     float* rows[lanes<float>];
     for (int i = 0; i < lanes<float>; ++i) rows[i] = at_[i] + r * step_[i];
-    V quads[4] = {row[0], row[1], row[2], row[3]};
-    transpose_quads(quads);
+    if constexpr (outputs == 2) {
+      store_pairs(rows, row);
+    } else {
+      V quads[4] = {row[0], row[1], row[2], row[3]};
+      transpose_quads(quads);
 #pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) store_quads(rows + q, quads[q]);
+      for (int q = 0; q < 4; ++q) store_quads(rows + q, quads[q]);
+    }
   }
 
   // Ends a channel.

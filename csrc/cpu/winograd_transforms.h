@@ -1,12 +1,13 @@
-// The matrices of Winograd's convolution F(4, 3) and of its transpose F(3, 4), applied to vectors.
+// The matrices of Winograd's convolutions F(4, 3) and F(2, 5) and of their transposes F(3, 4) and F(5, 2), applied to vectors.
 //
 // A one-dimensional convolution of three taps g over six inputs d gives four outputs y = A^T [(G g) * (B^T d)]: six products
-// instead of twelve. The matrices come from the Chinese remainder theorem with the points 0, +-a, +-b and infinity (Winograd
-// 1980; Lavin and Gray, arXiv 1509.09308). a = 5/8 and b = 3/2 round less than the usual 1 and 2: their powers spread less
-// (Barabasz et al., arXiv 1803.10986, search such points). In two dimensions each matrix is applied to rows and columns.
+// instead of twelve; one of five taps gives two outputs by six products instead of ten. The matrices come from the Chinese
+// remainder theorem with the points 0, +-a, +-b and infinity (Winograd 1980; Lavin and Gray, arXiv 1509.09308). a = 5/8 and b =
+// 3/2 round less than the usual 1 and 2: their powers spread less (Barabasz et al., arXiv 1803.10986, search such points). In
+// two dimensions each matrix is applied to rows and columns.
 //
-// The weight gradient is a convolution of six inputs with four gradients that gives three taps: the same products, so the same
-// B^T, with a 6x4 matrix for the gradients and a 3x6 one for the taps.
+// The weight gradient is a convolution of six inputs with the gradients of a tile that gives the taps: the same products, so
+// the same B^T, with the other two matrices' roles exchanged. All of them are values or moments of a polynomial at the points.
 #pragma once
 
 #include "vectors.h"
@@ -14,14 +15,12 @@
 namespace fastconv::cpu::FASTCONV_ISA::winograd {
 
 constexpr int window = 6;                  // inputs an output tile reads along an axis
-constexpr int outputs = 4;                 // of a tile along an axis
-constexpr int taps = 3;                    // of a kernel along an axis
 constexpr int products = window * window;  // of a tile: as many matrix products are formed
 
 using V = Vec<float>;
 
 constexpr float a = 5.0f / 8, b = 3.0f / 2;
-constexpr float a2 = a * a, b2 = b * b, a3 = a * a2, b3 = b * b2;
+constexpr float a2 = a * a, b2 = b * b, a3 = a * a2, b3 = b * b2, a4 = a2 * a2, b4 = b2 * b2;
 // The rows of G are powers of the points over the derivative of the polynomial with all points as roots.
 constexpr float over_0 = float(1.0 / (25.0 / 64 * 9.0 / 4)), over_a = float(1.0 / (2 * 25.0 / 64 * (25.0 / 64 - 9.0 / 4))),
                 over_b = float(1.0 / (2 * 9.0 / 4 * (9.0 / 4 - 25.0 / 64)));
@@ -46,22 +45,21 @@ struct PointTransform {
   static constexpr int in = coefficients, out = window;
   static FASTCONV_INLINE void apply(const V (&g)[in], V (&r)[out]) {
     r[0] = splat(over_0) * g[0];
-    at_points(a, a2, a3, over_a, g, r[1], r[2]);
-    at_points(b, b2, b3, over_b, g, r[3], r[4]);
+    at_points(a, a2, a3, a4, over_a, g, r[1], r[2]);
+    at_points(b, b2, b3, b4, over_b, g, r[3], r[4]);
     r[5] = g[coefficients - 1];
   }
 
  private:
-  static FASTCONV_INLINE void at_points(float point, float square, float cube, float scale, const V (&g)[in], V& plus,
-                                        V& minus) {
-    const V even = fma(splat(scale * square), g[2], splat(scale) * g[0]);
-    V odd = splat(scale * point) * g[1];
-    if constexpr (coefficients == 4) odd = fma(splat(scale * cube), g[3], odd);
+  static FASTCONV_INLINE void at_points(float point, float square, float cube, float fourth, float scale, const V (&g)[in],
+                                        V& plus, V& minus) {
+    V even = splat(scale) * g[0], odd = splat(scale * point) * g[1];
+    if constexpr (coefficients > 2) even = fma(splat(scale * square), g[2], even);
+    if constexpr (coefficients > 3) odd = fma(splat(scale * cube), g[3], odd);
+    if constexpr (coefficients > 4) even = fma(splat(scale * fourth), g[4], even);
     plus = even + odd, minus = even - odd;
   }
 };
-using WeightTransform = PointTransform<taps>;             // F(4, 3)
-using OutputGradientTransform = PointTransform<outputs>;  // F(3, 4)
 
 // A^T m: moments of the products over the points.
 template <int moments>
@@ -70,17 +68,31 @@ struct MomentTransform {
   static FASTCONV_INLINE void apply(const V (&m)[in], V (&y)[out]) {
     const V sum_a = m[1] + m[2], difference_a = m[1] - m[2], sum_b = m[3] + m[4], difference_b = m[3] - m[4];
     y[0] = (m[0] + sum_a) + sum_b;
-    y[1] = fma(splat(a), difference_a, splat(b) * difference_b);
-    if constexpr (moments == 3) {
-      y[2] = fma(splat(a2), sum_a, fma(splat(b2), sum_b, m[5]));
-    } else {
-      y[2] = fma(splat(a2), sum_a, splat(b2) * sum_b);
-      y[3] = fma(splat(a3), difference_a, fma(splat(b3), difference_b, m[5]));
-    }
+    y[1] = moment<1>(a, difference_a, b, difference_b, m[5]);
+    if constexpr (moments > 2) y[2] = moment<2>(a2, sum_a, b2, sum_b, m[5]);
+    if constexpr (moments > 3) y[3] = moment<3>(a3, difference_a, b3, difference_b, m[5]);
+    if constexpr (moments > 4) y[4] = moment<4>(a4, sum_a, b4, sum_b, m[5]);
+  }
+
+ private:
+  template <int degree>
+  static FASTCONV_INLINE V moment(float power_a, V of_a, float power_b, V of_b, V at_infinity) {
+    if constexpr (degree == moments - 1)
+      return fma(splat(power_a), of_a, fma(splat(power_b), of_b, at_infinity));
+    else
+      return fma(splat(power_a), of_a, splat(power_b) * of_b);
   }
 };
-using OutputTransform = MomentTransform<outputs>;       // F(4, 3)
-using WeightGradientTransform = MomentTransform<taps>;  // F(3, 4)
+
+// The convolution with kernels of so many taps along an axis.
+template <int TAPS>
+struct Sizes {
+  static constexpr int taps = TAPS, outputs = window + 1 - TAPS;  // outputs of a tile along an axis
+  using WeightTransform = PointTransform<taps>;
+  using OutputTransform = MomentTransform<outputs>;
+  using OutputGradientTransform = PointTransform<outputs>;
+  using WeightGradientTransform = MomentTransform<taps>;
+};
 
 // The transform of a square along both axes: `read(i, row)` fills row i of the square, `write(j, column)` takes column j of the
 // result.

@@ -64,7 +64,7 @@ class FCN(torch.nn.Module):
         in_channels: of the images.
         padding: "paper" is padding 100 in the first convolution and none in the 7x7 convolution. "same" is 1 and 3:
             every layer keeps the size, which does less work, most of all for small images.
-        batch_norm: on `vgg16_bn`. The paper starts from a trained VGG-16; without one, this is what makes it learn.
+        batch_norm: on `vgg16_bn`. The paper starts from a trained VGG-16; without one, it learns faster with this.
         width: share of VGG-16's channels and hidden units, such as 0.25 for small images.
         dropout: of the hidden layers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastconv.bench.model import PASSES
 from fastconv.bench.run import Report, Result
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +46,33 @@ torch {machine["torch"]}, {machine["date"]}, load average {machine["load"]:.0f}.
 
 A call on a tiny tensor costs, depending on the operator, {span(extra)} µs more than torch's, and
 {span(extra_gradients)} µs more with forward and backward; below 0 it costs less.
+
+{models()}"""
+
+
+def models() -> str:
+    """A row for each model that was measured: how many times as fast as torch's better layout, and the memory."""
+    folder = max(path.parent for path in RESULTS.glob("*/model-*.json"))
+    measured = [Report.load(path).model for path in sorted(folder.glob("model-*.json"))]
+    rows = [
+        "| batch 8 | inference NCHW | NHWC | training step NCHW | NHWC | peak memory NCHW | NHWC |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for model in filter(None, measured):
+        runs = {(run.pass_, run.layout): run for run in model.runs if run.choice == "fastconv"}
+        torch_runs = {run.layout: run for run in model.runs if (run.pass_, run.choice) == ("training step", "torch")}
+        cells = [bold(model.ratio(runs[pass_, layout])) for pass_ in PASSES for layout in LAYOUTS]
+        for layout in LAYOUTS:
+            ours, theirs = runs["training step", layout].memory, torch_runs[layout].memory
+            cells.append(f"{ours / theirs:.2f}" if ours and theirs else "")
+        rows.append(" | ".join(["", model.source.name, *cells, ""]).strip())
+    table = chr(10).join(rows)
+    return f"""\
+Whole models, on the same machine: the time of torch in its better layout divided by fastconv's (training step: forward,
+backward, SGD), and fastconv's peak memory in a training step divided by torch's in the same layout. Every layer is in
+[{folder.name}]({folder.relative_to(ROOT).as_posix()}).
+
+{table}
 """
 
 
@@ -52,9 +80,13 @@ def ratio(passes: dict[str, Result], names: tuple[str, ...], layout: str) -> str
     """Torch's median time over fastconv's, in bold if torch is faster; empty if it was not measured."""
     for name in names:
         if name in passes and layout in passes[name].timings["fastconv"]:
-            value = passes[name].ratio(layout)
-            return f"{value:.2f}" if value >= 1 else f"**{value:.2f}**"
+            return bold(passes[name].ratio(layout))
     return ""
+
+
+def bold(ratio: float) -> str:
+    """In bold if torch is faster."""
+    return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
 
 
 def span(values: list[float]) -> str:

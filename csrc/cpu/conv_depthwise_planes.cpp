@@ -4,6 +4,7 @@
 // kernel computes strips of output rows in registers, a vector wide: each input is loaded once for all the rows it serves.
 #include "conv_depthwise_planes.h"
 #include "parallel.h"
+#include "stream.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
@@ -137,7 +138,10 @@ struct PlaneShape {
   PaddedPlane padded;
   int64_t multiplier, in_planes, out_planes;  // planes read and written per channel of x: 1 and the multiplier, or the reverse
   StripPlan strips;
-  int64_t copy_rows, stage_pitch;
+  int64_t copy_rows;
+  int64_t stage_pitch;  // of the rows of a column phase: they are put together into rows of the output
+  // Whether a band's outputs follow each other in memory, so that they can be written past the caches.
+  bool dense() const { return padded.rows.phases == 1 && padded.columns.phases == 1; }
 };
 
 template <class T>
@@ -169,7 +173,7 @@ struct PlaneScratch {
     Workspace memory(base);
     const PaddedPlane& p = s.padded;
     copy = memory.take<T>(s.in_planes * s.copy_rows * p.row_pitch + 2 * lanes<T>);
-    stage = memory.take<T>(p.columns.phases > 1 ? p.band * p.columns.phases * s.stage_pitch : 0);
+    stage = memory.take<T>(p.columns.phases > 1 ? p.band * p.columns.phases * s.stage_pitch : p.band * p.columns.out);
     columns = memory.take<int64_t>(p.columns.kernel);
     bytes = memory.bytes();
   }
@@ -192,7 +196,7 @@ struct PlaneMemory {
 // One band of the planes of one channel of x.
 template <class T>
 void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>& scratch, const T* weights, const T* bias,
-                const T* in, const T* next, T* out, int64_t band) {
+                const T* in, const T* next, T* out, bool past, int64_t band) {
   const PaddedPlane& p = s.padded;
   const int64_t begin = band * p.band, band_end = minimum(begin + p.band, p.rows.phase[0].count);
   const int64_t copy_plane = s.copy_rows * p.row_pitch, in_plane = p.rows.in * p.columns.in;
@@ -227,7 +231,10 @@ void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>
             if (strip.count == 0) continue;
             const int64_t top = row.taps ? row.start - p.rows.lowest + (first - begin) * p.rows.in_step : 0;
             strip.in = scratch.copy + j * copy_plane + top * p.row_pitch;
-            if (p.columns.phases == 1) {
+            if (past) {
+              strip.out = scratch.stage + (first - begin) * p.columns.out;
+              strip.out_pitch = s.strips.out_step() * p.columns.out;
+            } else if (p.columns.phases == 1) {
               strip.out = plane + (row.first + first * p.rows.out_step) * p.columns.out;
               strip.out_pitch = s.strips.out_step() * p.rows.out_step * p.columns.out;
             } else {
@@ -241,6 +248,7 @@ void plane_band(const ConvProblem& q, const PlaneShape& s, const PlaneScratch<T>
         column_tap += row.taps * column.taps;
         tap_columns += column.taps;
       }
+      if (past) stream(scratch.stage, plane + begin * p.columns.out, (end - begin) * p.columns.out);
       if (p.columns.phases > 1)
         for (int64_t i = begin; i < end; ++i)
           interleave_row<T>(scratch.stage + (i - begin) * p.columns.phases * s.stage_pitch, s.stage_pitch, p.columns.out_step,
@@ -264,6 +272,7 @@ void depthwise_planes(const ConvProblem& q, bool forward, const T* in, const T* 
   const PaddedPlane& p = s.padded;
   const PlaneMemory<T> memory(q, s, workspace, threads);
   const int64_t taps = q.r * q.s;
+  const bool past = s.dense() && past_caches(out, q.n * q.c * s.out_planes * p.rows.out * p.columns.out * int64_t(sizeof(T)));
   parallel(threads, [&](int id, int parts) {
     const Range ks = share(q.k, id, parts);
     for (int64_t k = ks.begin; k < ks.end; ++k)
@@ -277,8 +286,9 @@ void depthwise_planes(const ConvProblem& q, bool forward, const T* in, const T* 
       const int64_t unit = u / p.bands, c = unit % q.c;
       const T* next = p.bands == 1 && u + 1 < units.end ? in + (unit + 1) * in_unit : nullptr;
       plane_band<T>(q, s, scratch, memory.weights + c * s.multiplier * taps, bias ? bias + c * s.out_planes : nullptr,
-                    in + unit * in_unit, next, out + unit * out_unit, u % p.bands);
+                    in + unit * in_unit, next, out + unit * out_unit, past, u % p.bands);
     }
+    end_stream();
   });
 }
 

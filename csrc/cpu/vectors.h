@@ -24,6 +24,24 @@ FASTCONV_INLINE Mask<C> splat_code(int64_t code) {
   return splat(CodeOf<C>(code));
 }
 
+// Whether any lane, or all of them, of a comparison holds.
+template <class C>
+FASTCONV_INLINE bool any(Mask<C> mask) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  CodeOf<C> all = 0;
+  for (int i = 0; i < lanes<C>; ++i) all |= mask[i];
+  return all != 0;
+#endif
+}
+template <class C>
+FASTCONV_INLINE bool all(Mask<C> mask) {
+  return !any<C>(~mask);
+}
+
 // The first n elements; n == lanes costs nothing more where n is a constant.
 template <class T>
 FASTCONV_INLINE Vec<Compute<T>> load_part(const T* p, int n) {

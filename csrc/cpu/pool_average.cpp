@@ -2,6 +2,7 @@
 // of the padded input, otherwise what it covers of the input.
 #include "pool.h"
 #include "pool_reduce.h"
+#include "stream.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -29,6 +30,7 @@ void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads)
   const int64_t before = (kernel - 1) / stride;  // a position sees the windows q - before … q
   const int64_t tile = (line_capacity<C> - before) / step * step / stride - 2 * step;
   const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
+  const bool past = std::is_same_v<T, C> && past_caches(gx, problem.n * problem.c * problem.h * problem.w * int64_t(sizeof(T)));
   parallel(threads, [&](int id, int parts) {
     alignas(64) C line[line_capacity<C>];
     alignas(64) C factors[line_capacity<C>];
@@ -42,14 +44,19 @@ void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads)
       // The columns of gx this tile gives.
       const int64_t from = maximum<int64_t>(begin * stride - columns.before, 0);
       const int64_t to = minimum((begin + count) * stride - columns.before, problem.w);
+      int64_t plane = mine.begin / problem.h, h = mine.begin % problem.h;
+      CoveringWalk covering(rows, h);
+      Range summed = {-1, -1};  // the windows whose sums `out` has: rows that the same ones cover are alike
       for (int64_t item = mine.begin; item < mine.end; ++item) {
-        const int64_t plane = item / problem.h, h = item % problem.h;
-        const Range above = rows.covering(h);
+        const Range above = covering.range();
         const T* in = gy + plane * problem.p * problem.q;
-        fill_line(line, length, start, problem.q, C(0), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
-          return column_terms(problem, rows, above, in + q, load(factors + (q - start)), n);
-        });
-        for (int64_t j = 0; j < count; j += step) {
+        const bool same = above.begin == summed.begin && above.end == summed.end;
+        summed = above;
+        if (!same)
+          fill_line(line, length, start, problem.q, C(0), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
+            return column_terms(problem, rows, above, in + q, load(factors + (q - start)), n);
+          });
+        for (int64_t j = 0; j < count && !same; j += step) {
           Vec<C> sums[stride] = {};
 #pragma GCC unroll 2
           for (int phase = 0; phase < stride; ++phase)
@@ -63,11 +70,12 @@ void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads)
             store(out + 2 * j + step, interleaved_high<C>(sums[0], sums[1]));
           }
         }
-        const C* source = out + columns.before - begin * stride;
-        T* target = gx + item * problem.w;
-        for (int64_t w = from; w < to; w += step) store_part(target + w, load(source + w), int(minimum<int64_t>(step, to - w)));
+        put_row(out + columns.before - begin * stride + from, gx + item * problem.w + from, to - from, past);
+        if (++h == problem.h) ++plane, h = 0, summed = {-1, -1};
+        covering.advance(h);
       }
     }
+    end_stream();
   });
 }
 
@@ -109,6 +117,7 @@ void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int 
   using C = Compute<T>;
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
+  const bool past = put_past_caches(gx, problem.n * problem.h * problem.w, problem.c);
   struct Row {
     const T* image;
     Range above;
@@ -149,7 +158,7 @@ void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int 
           }
           const Vec<C> divisor = splat(column.common);
           for (int v = 0; v < vectors.count; ++v)
-            store_part(gx + in * problem.c + c + i + v * step, column.same ? sums[v] / divisor : sums[v], m);
+            put(gx + in * problem.c + c + i + v * step, column.same ? sums[v] / divisor : sums[v], m, past);
         });
       });
 }

@@ -7,6 +7,7 @@
 #include "pool.h"
 #include "pool_vectors.h"
 #include "pool_windows.h"
+#include "stream.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -128,6 +129,7 @@ bool backward_channels_last(const PoolProblem& problem, const T* gy, const uint8
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t pitch = columns.positions(), codes = rows.positions() * pitch, pixel = problem.c;
+  const bool past = put_past_caches(gx, problem.n * problem.h * problem.w, pixel);
   bool valid = true;
   struct Row {
     int64_t image, h;  // the first pixel of the image's outputs
@@ -161,36 +163,71 @@ bool backward_channels_last(const PoolProblem& problem, const T* gy, const uint8
               }
             }
           }
-          for (int v = 0; v < vectors.count; ++v) store_part(gx + in * pixel + c + i + v * step, sums[v], m);
+          for (int v = 0; v < vectors.count; ++v) put(gx + in * pixel + c + i + v * step, sums[v], m, past);
           if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
         });
       });
   return valid;
 }
 
-// How many rows of outputs see one input row, and how many of those are kept as lines.
+// How many rows of outputs see one input row, and how many of those are kept as lines: a power of two.
 constexpr int64_t ring_rows = 8;
 
-// The same in NCHW, for stride 1 or 2 along the width, without dilation: vectorised along the width, for each of the positions
-// congruent modulo the stride, from lines with borders of the outputs' gradients and indices. `taps` is the kernel's width if
-// known beforehand, else 0.
+// A kept row of outputs that sees the input row at hand.
+template <class C>
+struct SeenRow {
+  const C* terms;          // gradients
+  const CodeOf<C>* codes;  // indices
+  CodeOf<C> first_code;    // the index that stands for the input row and the window's first column
+};
+
+// The gradients of an input row, for each of the positions congruent modulo the stride, from so many rows of outputs.
+template <class C, int stride, class Count>
+FASTCONV_INLINE void sum_row(const SeenRow<C>* rows, Count seen, int64_t kernel, int64_t count, C* out) {
+  constexpr int step = lanes<C>;
+  for (int64_t j = 0; j < count; j += step) {
+    Vec<C> sums[stride] = {};
+    for (int i = 0; i < seen; ++i)
+#pragma GCC unroll 2
+      for (int phase = 0; phase < stride; ++phase)
+#pragma GCC unroll 4
+        for (int64_t s = last_tap(kernel, phase, stride); s >= 0; s -= stride) {
+          const int64_t at = j - s / stride;
+          const Mask<C> here = load(rows[i].codes + at) == splat_code<C>(rows[i].first_code + s);
+          sums[phase] += here ? load(rows[i].terms + at) : Vec<C>{};
+        }
+    if constexpr (stride == 1) {
+      store(out + j, sums[0]);
+    } else {
+      store(out + 2 * j, interleaved_low<C>(sums[0], sums[1]));
+      store(out + 2 * j + step, interleaved_high<C>(sums[0], sums[1]));
+    }
+  }
+}
+
+// The same in NCHW, for stride 1 or 2 along the width, without dilation: vectorised along the width, from lines with borders of
+// the outputs' gradients and indices. `taps` is the kernel's width if known beforehand, else 0.
 template <class T, int stride, int taps>
 bool backward_lines(const PoolProblem& problem, const T* gy, const uint8_t* index, T* gx, int threads) {
   using C = Compute<T>;
   using Code = CodeOf<C>;
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
-  const int64_t slots = (rows.kernel - 1) / rows.stride + 1, pitch = line_capacity<C> / slots / step * step;
+  const int64_t seen_most = (rows.kernel - 1) / rows.stride + 1;
+  int64_t slots = 1;
+  while (slots < seen_most) slots *= 2;
+  const int64_t pitch = line_capacity<C> / slots / step * step;
   const int64_t kernel = taps ? taps : columns.kernel;
   const int64_t before = (kernel - 1) / stride;  // a position sees the windows q - before … q
   const int64_t tile = (pitch - before) / step * step - 2 * step;
   const int64_t first = columns.before / stride, last = (problem.w - 1 + columns.before) / stride + 1;
+  const bool past = std::is_same_v<T, C> && past_caches(gx, problem.n * problem.c * problem.h * problem.w * int64_t(sizeof(T)));
   bool valid = true;
   parallel(threads, [&](int id, int parts) {
     alignas(64) C terms[line_capacity<C>];
     alignas(64) Code codes[line_capacity<C>];
     alignas(64) C out[stride * line_capacity<C>];
-    int64_t kept[ring_rows];  // which row of outputs each line has
+    SeenRow<C> seen[ring_rows];
     Mask<C> bad{};
     const Range mine = share(problem.n * problem.c * problem.h, id, parts);
     for (int64_t begin = first; begin < last; begin += tile) {
@@ -199,52 +236,39 @@ bool backward_lines(const PoolProblem& problem, const T* gy, const uint8_t* inde
       // The columns of gx this tile gives.
       const int64_t from = maximum<int64_t>(begin * stride - columns.before, 0);
       const int64_t to = minimum((begin + count) * stride - columns.before, problem.w);
-      int64_t kept_plane = -1;
+      int64_t plane = mine.begin / problem.h, h = mine.begin % problem.h;
+      CoveringWalk covering(rows, h);
+      int64_t kept = 0;  // the rows of outputs before this one are lines, as far as they are still needed
       for (int64_t item = mine.begin; item < mine.end; ++item) {
-        const int64_t plane = item / problem.h, h = item % problem.h;
-        const Range above = rows.covering(h);
-        if (plane != kept_plane)
-          for (int64_t i = 0; i < slots; ++i) kept[i] = -1;
-        kept_plane = plane;
-        for (int64_t p = above.begin; p < above.end; ++p) {
-          const int64_t slot = p % slots, in = (plane * problem.p + p) * problem.q;
-          if (kept[slot] == p) continue;
-          kept[slot] = p;
-          fill_line(terms + slot * pitch, length, start, problem.q, C(0),
+        const Range above = covering.range();
+        for (kept = maximum(kept, above.begin); kept < above.end; ++kept) {
+          const int64_t line = (kept & (slots - 1)) * pitch, in = (plane * problem.p + kept) * problem.q;
+          fill_line(terms + line, length, start, problem.q, C(0),
                     [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA { return load_part(gy + in + q, n); });
-          fill_line(codes + slot * pitch, length, start, problem.q, Code(-1), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
+          fill_line(codes + line, length, start, problem.q, Code(-1), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
             const Mask<C> its_codes = load_codes_part<C>(index + in + q, n);
             bad |= its_codes >= splat_code<C>(rows.kernel * columns.kernel);
             return its_codes;
           });
         }
-        int64_t line_of[ring_rows];
-        for (int64_t p = above.begin; p < above.end; ++p) line_of[p - above.begin] = p % slots * pitch + before;
-        for (int64_t j = 0; j < count; j += step) {
-          Vec<C> sums[stride] = {};
-          for (int64_t p = above.begin; p < above.end; ++p) {
-            const int64_t line = line_of[p - above.begin] + j;
-            const Mask<C> row_code = splat_code<C>(rows.tap(p, h) * kernel);
-#pragma GCC unroll 2
-            for (int phase = 0; phase < stride; ++phase)
-#pragma GCC unroll 4
-              for (int64_t s = last_tap(kernel, phase, stride); s >= 0; s -= stride) {
-                const int64_t at = line - s / stride;
-                sums[phase] += load(codes + at) == row_code + splat_code<C>(s) ? load(terms + at) : Vec<C>{};
-              }
-          }
-          if constexpr (stride == 1) {
-            store(out + j, sums[0]);
-          } else {
-            store(out + 2 * j, interleaved_low<C>(sums[0], sums[1]));
-            store(out + 2 * j + step, interleaved_high<C>(sums[0], sums[1]));
-          }
+        for (int64_t p = above.begin; p < above.end; ++p) {
+          const int64_t line = (p & (slots - 1)) * pitch + before;
+          seen[p - above.begin] = {terms + line, codes + line, Code((h - rows.start(p)) * kernel)};
         }
-        const C* source = out + columns.before - begin * stride;
-        T* target = gx + item * problem.w;
-        for (int64_t w = from; w < to; w += step) store_part(target + w, load(source + w), int(minimum<int64_t>(step, to - w)));
+        // Most rows are seen by one or two: loops that know it.
+        const int seen_count = int(maximum<int64_t>(above.end - above.begin, 0));
+        if (seen_count == 1)
+          sum_row<C, stride>(seen, std::integral_constant<int, 1>{}, kernel, count, out);
+        else if (seen_count == 2)
+          sum_row<C, stride>(seen, std::integral_constant<int, 2>{}, kernel, count, out);
+        else
+          sum_row<C, stride>(seen, seen_count, kernel, count, out);
+        put_row(out + columns.before - begin * stride + from, gx + item * problem.w + from, to - from, past);
+        if (++h == problem.h) ++plane, h = 0, kept = 0;
+        covering.advance(h);
       }
     }
+    end_stream();
     if (any<C>(bad)) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
   });
   return valid;

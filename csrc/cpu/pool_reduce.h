@@ -8,6 +8,7 @@
 #include "parallel.h"
 #include "pool_vectors.h"
 #include "pool_windows.h"
+#include "stream.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -56,6 +57,7 @@ void reduce_lines(const PoolProblem& problem, const T* x, T* y, int threads) {
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t width = problem.w, tile = tile_columns<C>(columns, line_capacity<C>);
+  const bool past = put_past_caches(y, problem.n * problem.c * problem.p, problem.q);
   parallel(threads, [&](int id, int parts) {
     alignas(64) C line[line_capacity<C>];
     alignas(64) C factors[line_capacity<C>];
@@ -84,10 +86,11 @@ void reduce_lines(const PoolProblem& problem, const T* x, T* y, int threads) {
           for (int64_t s = 0; s < columns.kernel; ++s)
             out =
                 Op::combine(out, load_strided<fixed_stride>(line + j * columns.stride + s * columns.dilation, columns.stride));
-          store_part(to + j, Op::finish(out, factor * load(factors + j)), int(minimum<int64_t>(step, count - j)));
+          put(to + j, Op::finish(out, factor * load(factors + j)), int(minimum<int64_t>(step, count - j)), past);
         }
       }
     }
+    end_stream();
   });
 }
 
@@ -148,7 +151,7 @@ void reduce_wide(const PoolProblem& problem, const T* x, T* y, int threads) {
 // NHWC: `vectors` vectors of channels of one output, of which the last has n channels if vectors is 1.
 template <class T, class Op, int vectors>
 FASTCONV_INLINE void reduce_channels(const T* x, int64_t row, const Span& across, int64_t pixel, const Span& along,
-                                     Vec<Compute<T>> divisor, T* y, int n) {
+                                     Vec<Compute<T>> divisor, T* y, int n, bool past) {
   using C = Compute<T>;
   constexpr int step = lanes<C>;
   Vec<C> total[vectors];
@@ -161,7 +164,7 @@ FASTCONV_INLINE void reduce_channels(const T* x, int64_t row, const Span& across
       for (int v = 0; v < vectors; ++v) sums[v] = Op::combine(sums[v], load_part(from + v * step, n));
     for (int v = 0; v < vectors; ++v) total[v] = Op::combine(total[v], sums[v]);
   }
-  for (int v = 0; v < vectors; ++v) store_part(y + v * step, Op::finish(total[v], divisor), n);
+  for (int v = 0; v < vectors; ++v) put(y + v * step, Op::finish(total[v], divisor), n, past);
 }
 
 template <class T, class Op>
@@ -169,6 +172,7 @@ void reduce_channels_last(const PoolProblem& problem, const T* x, T* y, int thre
   using C = Compute<T>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const int64_t pixel = problem.c, row = problem.w * pixel;
+  const bool past = put_past_caches(y, problem.n * problem.p * problem.q, pixel);
   struct Row {
     const T* image;
     Span across;
@@ -181,7 +185,7 @@ void reduce_channels_last(const PoolProblem& problem, const T* x, T* y, int thre
         const Vec<C> divisor = splat(row_factor<C>(problem, at.across) * column_factor<C>(problem, along));
         each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
           reduce_channels<T, Op, vectors.count>(at.image + c + i, row, at.across, pixel, along, divisor,
-                                                y + out * pixel + c + i, m);
+                                                y + out * pixel + c + i, m, past);
         });
       });
 }

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "stream.h"
 #include "vectors.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
@@ -50,25 +51,31 @@ FASTCONV_INLINE void store_codes(uint8_t* p, Mask<C> codes) {
 #endif
 }
 
-template <class C>
-FASTCONV_INLINE Mask<C> load_codes_part(const uint8_t* p, int n) {
-  if (n == lanes<C>) return load_codes<C>(p);
-  uint8_t bytes[16] = {};
-  for (int i = 0; i < n; ++i) bytes[i] = p[i];
-  return load_codes<C>(bytes);
+// The first n < 8 bytes as a number. A load that spans several recent stores waits for them, so they are put together here.
+FASTCONV_INLINE uint64_t load_bytes(const uint8_t* p, int n) {
+  uint64_t out = 0;
+  int shift = 0;
+  const auto take = [&](auto part) FASTCONV_INLINE_LAMBDA {
+    if (!(n & int(sizeof(part)))) return;
+    std::memcpy(&part, p + shift / 8, sizeof(part));
+    out |= uint64_t(part) << shift;
+    shift += 8 * int(sizeof(part));
+  };
+  take(uint32_t{}), take(uint16_t{}), take(uint8_t{});
+  return out;
 }
 
 template <class C>
-FASTCONV_INLINE bool any(Mask<C> mask) {
-#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
-  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
-  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
-#else
-  CodeOf<C> all = 0;
-  for (int i = 0; i < lanes<C>; ++i) all |= mask[i];
-  return all != 0;
-#endif
+FASTCONV_INLINE Mask<C> load_codes_part(const uint8_t* p, int n) {
+  if (n == lanes<C>) return load_codes<C>(p);
+  uint64_t words[2] = {};
+  if (n < 8) {
+    words[0] = load_bytes(p, n);
+  } else {
+    std::memcpy(words, p, 8);
+    words[1] = load_bytes(p + 8, n - 8);
+  }
+  return load_codes<C>(reinterpret_cast<const uint8_t*>(words));
 }
 
 // Lane i from p[i * stride]. `fixed` is the stride if it is 1 or 2, where vectors are loaded (2 * lanes values for 2), else 0.
@@ -127,6 +134,7 @@ void share_channel_blocks(int64_t images, int64_t height, int64_t width, int64_t
           body(pixel, row, column, i * block, minimum(block, channels - i * block));
       }
     }
+    end_stream();  // where body() stores past the caches
   });
 }
 

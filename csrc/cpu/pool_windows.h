@@ -22,6 +22,24 @@ inline Axis horizontal(const PoolProblem& p) {
   return {{p.w, p.q, p.s, p.stride_w, p.pad_left, p.pad_right, p.dilation_w, p.adaptive, p.count_include_pad}};
 }
 
+// The windows that cover a position, for positions that follow each other: a division for each would take longer than its sums.
+// Fixed windows without dilation.
+class CoveringWalk {
+ public:
+  CoveringWalk(const Axis& axis, int64_t x) : axis_(axis), range_(axis.covering(x)) {}
+  const Range& range() const { return range_; }
+  // From x - 1 to x, or to 0.
+  void advance(int64_t x) {
+    if (x == 0) range_ = {0, 0};
+    while (range_.begin < axis_.out && axis_.start(range_.begin) + axis_.kernel <= x) ++range_.begin;
+    while (range_.end < axis_.out && axis_.start(range_.end) <= x) ++range_.end;
+  }
+
+ private:
+  Axis axis_;
+  Range range_;
+};
+
 // The last tap of a kernel that is congruent to `phase` modulo the stride: negative if there is none.
 inline int64_t last_tap(int64_t kernel, int64_t phase, int64_t stride) {
   return kernel - 1 - (kernel - 1 - phase + stride) % stride;

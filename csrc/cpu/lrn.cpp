@@ -11,7 +11,7 @@
 #include <new>
 
 #include "parallel.h"
-#include "vectors.h"
+#include "stream.h"
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
@@ -38,15 +38,49 @@ FASTCONV_INLINE Vec<double> square_root(Vec<double> v) {
 #endif
 }
 
+// About 1 / sqrt(v), to 11 bits or more.
+FASTCONV_INLINE Vec<float> about_reciprocal_root(Vec<float> v) {
+#if FASTCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_rsqrt14_ps((__m512)v);
+#elif FASTCONV_VECTOR_BYTES == 32 && defined(__AVX__)
+  return (Vec<float>)_mm256_rsqrt_ps((__m256)v);
+#elif FASTCONV_VECTOR_BYTES == 16
+  return (Vec<float>)_mm_rsqrt_ps((__m128)v);
+#else
+  return 1.0f / square_root(v);
+#endif
+}
+FASTCONV_INLINE Vec<float> reciprocal_root(Vec<float> v) {
+  const Vec<float> about = about_reciprocal_root(v);
+  return fma(about * 0.5f, fma(-(v * about), about, splat(1.0f)), about);  // a Newton step
+}
+
+// v^(-3/4) without the square roots and the division, which take longer than everything else together: from reciprocal roots,
+// and a Newton step for y in v^3 y^4 = 1. For v from 1e-20 to 1e20.
+FASTCONV_INLINE Vec<float> reciprocal_three_quarters(Vec<float> v) {
+  const Vec<float> root = reciprocal_root(v), y = root * root * reciprocal_root(root);
+  const Vec<float> power = v * y * y;  // v^(-1/2)
+  return fma(y * 0.25f, fma(-(v * power), power, splat(1.0f)), y);
+}
+
 enum class Exponent { three_quarters, half, one, any };
 
 // v / base^beta.
 template <Exponent exponent, class C>
 FASTCONV_INLINE Vec<C> over_power(Vec<C> v, Vec<C> base, C beta) {
   if constexpr (exponent == Exponent::three_quarters) {
-    const C infinity = C(__builtin_inf());
-    const Vec<C> root = square_root(base == -infinity ? splat(infinity) : base);  // as pow() has it
-    return v / (root * square_root(root));
+    const auto exactly = [&]() FASTCONV_INLINE_LAMBDA {
+      const C infinity = C(__builtin_inf());
+      const Vec<C> root = square_root(base == -infinity ? splat(infinity) : base);  // as pow() has it
+      return v / (root * square_root(root));
+    };
+    if constexpr (sizeof(C) == 8) {
+      return exactly();
+    } else {
+      const Vec<C> quickly = v * reciprocal_three_quarters(base);
+      const Mask<C> usual = (base > C(1e-20)) & (base < C(1e20));
+      return all<C>(usual) ? quickly : usual ? quickly : exactly();
+    }
   } else if constexpr (exponent == Exponent::half) {
     return v / square_root(base);
   } else if constexpr (exponent == Exponent::one) {
@@ -108,6 +142,7 @@ void share_tiles(const LrnProblem& problem, int64_t tile, int threads, const Bod
       body(id, n * problem.c * problem.spatial + begin, minimum(tile, problem.spatial - begin),
            share(problem.c, int(item % chunks), int(chunks)));
     }
+    end_stream();
   });
 }
 
@@ -116,6 +151,7 @@ void forward_planes(const LrnProblem& problem, const T* x, T* y, int threads) {
   using C = Compute<T>;
   const Window<C> window(problem);
   const int64_t tile = 4096 / int64_t(sizeof(C)), step = problem.spatial;  // some rows of a tile stay in the L1 cache
+  const bool past = put_past_caches(y, problem.n * problem.c, problem.spatial);
   share_tiles(problem, tile, threads, [&](int, int64_t offset, int64_t count, Range channels) {
     for (int64_t c = channels.begin; c < channels.end; ++c) {
       const int64_t before = minimum(window.lower, c), after = minimum(window.upper, problem.c - 1 - c);
@@ -123,7 +159,7 @@ void forward_planes(const LrnProblem& problem, const T* x, T* y, int threads) {
       T* to = y + offset + c * step;
       each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
         const Vec<C> base = base_of(window, from + i, step, before, after, n);
-        store_part(to + i, over_power<exponent>(load_part(from + i, n), base, window.beta), n);
+        put(to + i, over_power<exponent>(load_part(from + i, n), base, window.beta), n, past);
       });
     }
   });
@@ -159,6 +195,7 @@ void backward_planes(const LrnProblem& problem, const T* x, const T* gy, T* gx, 
   const int64_t rows = terms + owns, vectors = minimum<int64_t>(scratch_bytes / rows, 2048) / vector_bytes;
   const int64_t tile = maximum<int64_t>(vectors, 1) * lanes<C>;
   const Scratch<C> scratches(rows * tile, threads);
+  const bool past = put_past_caches(gx, problem.n * problem.c, problem.spatial);
   share_tiles(problem, tile, threads, [&](int id, int64_t offset, int64_t count, Range channels) {
     C* scratch = scratches.of_thread(id);
     const auto term = [&](int64_t c) { return scratch + c % terms * tile; };
@@ -191,7 +228,7 @@ void backward_planes(const LrnProblem& problem, const T* x, const T* gy, T* gx, 
           sum += load(scratch + slot * tile + i);
           slot = slot + 1 == terms ? 0 : slot + 1;
         }
-        store_part(to + i, fma(splat(window.slope) * sum, load_part(from + i, n), load(its_own + i)), n);
+        put(to + i, fma(splat(window.slope) * sum, load_part(from + i, n), load(its_own + i)), n, past);
       });
     }
   });
@@ -224,6 +261,7 @@ void share_pixels(const LrnProblem& problem, const Chunks& chunks, int threads, 
       const int64_t pixel = item / parts_of_c * group, c = item % parts_of_c * chunks.length;
       body(id, pixel, minimum(group, pixels - pixel), c, minimum(chunks.length, problem.c - c));
     }
+    end_stream();
   });
 }
 
@@ -248,6 +286,7 @@ void forward_pixels(const LrnProblem& problem, const T* x, T* y, int threads) {
   const Window<C> window(problem);
   const Chunks chunks = chunks_of<C>(problem, window.lower, 1);
   const Scratch<C> scratches(chunks.group * chunks.pitch, threads);
+  const bool past = put_past_caches(y, problem.n * problem.spatial, problem.c);
   share_pixels<C>(problem, chunks, threads, [&](int id, int64_t pixel, int64_t pixels, int64_t c, int64_t count) {
     C* copies = scratches.of_thread(id);
     for (int64_t i = 0; i < pixels; ++i)
@@ -257,7 +296,7 @@ void forward_pixels(const LrnProblem& problem, const T* x, T* y, int threads) {
       T* to = y + (pixel + i) * problem.c + c;
       each_vector<C>(count, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
         const Vec<C> base = base_of(window, copy + j, 1, window.lower, window.upper, lanes<C>);
-        store_part(to + j, over_power<exponent>(load(copy + j), base, window.beta), n);
+        put(to + j, over_power<exponent>(load(copy + j), base, window.beta), n, past);
       });
     }
   });
@@ -272,6 +311,7 @@ void backward_pixels(const LrnProblem& problem, const T* x, const T* gy, T* gx, 
   const Chunks chunks = chunks_of<C>(problem, 2 * margin, 3);
   const int64_t buffer = chunks.group * chunks.pitch;
   const Scratch<C> scratches(3 * buffer, threads);
+  const bool past = put_past_caches(gx, problem.n * problem.spatial, problem.c);
   share_pixels<C>(problem, chunks, threads, [&](int id, int64_t pixel, int64_t pixels, int64_t c, int64_t count) {
     C* copies = scratches.of_thread(id);
     C* terms = copies + buffer;
@@ -306,7 +346,7 @@ void backward_pixels(const LrnProblem& problem, const T* x, const T* gy, T* gx, 
       each_vector<C>(count, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
         Vec<C> sum{};
         for (int64_t s = -window.upper; s <= window.lower; ++s) sum += load(term + j + s);
-        store_part(to + j, fma(splat(window.slope) * sum, load(copy + j), load(own + j)), n);
+        put(to + j, fma(splat(window.slope) * sum, load(copy + j), load(own + j)), n, past);
       });
     }
   });

@@ -4,7 +4,7 @@
 // the inputs of consecutive outputs are consecutive, over the ends of rows too: output positions are one flat axis and a tap is
 // an offset. A tile of output channels by vectors of positions is summed in registers. The positions between two rows are
 // computed and dropped. channels_last transposes a cache line's worth of channels into and out of the planes.
-#include "conv.h"
+#include "conv_algorithm.h"
 #include "conv_axis.h"
 #include "parallel.h"
 
@@ -14,16 +14,6 @@ namespace {
 constexpr int64_t most_channels = 32;                // a group, in and out
 constexpr int64_t band_bytes = 96 * 1024;            // planes and stage, in a second-level cache of 256 KiB or more
 constexpr bool many_registers = vector_bytes == 64;  // 32 instead of 16
-
-template <Primitive PRIMITIVE>
-bool applies(const ConvProblem& q) {
-  return q.c / q.groups <= most_channels && q.k / q.groups <= most_channels && worth_padding(q, PRIMITIVE);
-}
-// As measured: the more channels, the less the rows may be padded and copied.
-bool preferred(const ConvProblem& q) {
-  const int64_t most = maximum(q.c, q.k) / q.groups;
-  return most <= 8 || (most <= 16 && q.q >= 10) || q.q >= 28;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // Planes
@@ -439,7 +429,8 @@ void group_band(const GroupShape& s, const GroupScratch<T>& scratch, const T* we
 }
 
 template <class T>
-void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace, int threads) {
+void gather_outputs(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace,
+                    int threads) {
   const GroupShape s = group_shape<T>(q, forward);
   const GroupMemory<T> memory(q, s, workspace, threads);
   const int64_t in_image = s.in_channels() * s.rows.in * s.columns.in,
@@ -646,7 +637,7 @@ void bundle_gradient(const ConvProblem& q, const GradientShape<T>& g, const Grad
 }
 
 template <class T>
-void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
+void reduce_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
   constexpr int L = lanes<T>;
   const GradientShape<T> g(q);
   const GroupShape& s = g.group;
@@ -684,40 +675,40 @@ void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* w
 
 // ---------------------------------------------------------------------------------------------------------------------------
 
-template <class T>
-int64_t workspace_of(const ConvProblem& q, Primitive primitive, int threads) {
-  if (primitive == Primitive::weight_gradient) return GradientMemory<T>(q, GradientShape<T>(q), nullptr, threads).bytes;
-  return GroupMemory<T>(q, group_shape<T>(q, primitive == Primitive::forward), nullptr, threads).bytes;
-}
+struct Direct {
+  static constexpr const char* name = "direct";
+  static bool applies(const ConvProblem& q, Primitive primitive) {
+    return q.c / q.groups <= most_channels && q.k / q.groups <= most_channels && worth_padding(q, primitive);
+  }
+  // As measured: the more channels, the less the rows may be padded and copied.
+  static bool preferred(const ConvProblem& q, Primitive) {
+    const int64_t most = maximum(q.c, q.k) / q.groups;
+    return most <= 8 || (most <= 16 && q.q >= 10) || q.q >= 28;
+  }
 
-template <class T>
-void run_of(const ConvProblem& q, Primitive primitive, const ConvArgs& a) {
-  auto in = [](const void* p) { return static_cast<const T*>(p); };
-  auto out = [](void* p) { return static_cast<T*>(p); };
-  if (primitive == Primitive::weight_gradient)
-    return reduce<T>(q, in(a.gy), in(a.x), out(a.gw), out(a.gb), a.workspace, a.threads);
-  const bool forward = primitive == Primitive::forward;
-  gather<T>(q, forward, in(forward ? a.x : a.gy), in(a.w), in(a.b), out(forward ? a.y : a.gx), a.workspace, a.threads);
-}
-
-template <Primitive PRIMITIVE>
-int64_t workspace_bytes(const ConvProblem& q, int threads) {
-  return q.dtype == Dtype::float64 ? workspace_of<double>(q, PRIMITIVE, threads) : workspace_of<float>(q, PRIMITIVE, threads);
-}
-
-template <Primitive PRIMITIVE>
-void run(const ConvProblem& q, const ConvArgs& a) {
-  q.dtype == Dtype::float64 ? run_of<double>(q, PRIMITIVE, a) : run_of<float>(q, PRIMITIVE, a);
-}
-
-template <Primitive PRIMITIVE>
-constexpr ConvAlgorithm algorithm = {"direct",      PRIMITIVE, applies<PRIMITIVE>, preferred, workspace_bytes<PRIMITIVE>,
-                                     run<PRIMITIVE>};
+  template <class T>
+  static int64_t gather_bytes(const ConvProblem& q, bool forward, int threads) {
+    return GroupMemory<T>(q, group_shape<T>(q, forward), nullptr, threads).bytes;
+  }
+  template <class T>
+  static void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace,
+                     int threads) {
+    gather_outputs<T>(q, forward, in, w, bias, out, workspace, threads);
+  }
+  template <class T>
+  static int64_t reduce_bytes(const ConvProblem& q, int threads) {
+    return GradientMemory<T>(q, GradientShape<T>(q), nullptr, threads).bytes;
+  }
+  template <class T>
+  static void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
+    reduce_gradient<T>(q, gy, x, gw, gb, workspace, threads);
+  }
+};
 
 }  // namespace
 
-const ConvAlgorithm direct_forward = algorithm<Primitive::forward>;
-const ConvAlgorithm direct_input_gradient = algorithm<Primitive::input_gradient>;
-const ConvAlgorithm direct_weight_gradient = algorithm<Primitive::weight_gradient>;
+const ConvAlgorithm direct_forward = algorithm<Direct, Primitive::forward>();
+const ConvAlgorithm direct_input_gradient = algorithm<Direct, Primitive::input_gradient>();
+const ConvAlgorithm direct_weight_gradient = algorithm<Direct, Primitive::weight_gradient>();
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

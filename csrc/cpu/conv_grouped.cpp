@@ -5,7 +5,7 @@
 // zero-padded image, whose pixels lie close together. A tile of consecutive output pixels is summed in registers: an input,
 // broadcast, times a vector of weights. The weight gradient sums tiles of (input channel, tap) pairs over the pixels: an input,
 // broadcast, times a vector of output gradients.
-#include "conv.h"
+#include "conv_algorithm.h"
 #include "conv_axis.h"
 #include "parallel.h"
 
@@ -17,22 +17,6 @@ constexpr int64_t band_bytes = 20 * 1024;  // of the copy: small, as lines fetch
 constexpr bool many_registers = vector_bytes == 64;  // 32 instead of 16
 constexpr int most_vectors = 2;                      // of output channels in a tile
 constexpr int most_pixels(int vectors) { return vectors == 1 || many_registers ? 14 : 6; }
-
-template <Primitive PRIMITIVE>
-bool applies(const ConvProblem& q) {
-  return q.layout == Layout::channels_last && q.c / q.groups <= most_channels && q.k / q.groups <= most_channels &&
-         worth_padding(q, PRIMITIVE);
-}
-// As measured: where the vectors of output channels are filled well, and small images are not left to half-filled tiles.
-template <Primitive PRIMITIVE>
-bool preferred(const ConvProblem& q) {
-  constexpr int64_t L = lanes<float>;
-  const int64_t c = q.c / q.groups, k = q.k / q.groups, outs = PRIMITIVE == Primitive::input_gradient ? c : k;
-  const int64_t padded = (outs + L - 1) / L * L;
-  if (minimum(c, k) < 3 || (maximum(c, k) > 16 && q.q < 14)) return false;
-  if (PRIMITIVE == Primitive::weight_gradient) return 4 * outs >= 3 * padded && q.r * q.s >= 3;
-  return 4 * outs > 3 * padded;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // The padded image
@@ -332,7 +316,8 @@ void gather_unit(const GroupedShape& s, const GatherScratch<T>& scratch, const G
 }
 
 template <class T>
-void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace, int threads) {
+void gather_outputs(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace,
+                    int threads) {
   const GroupedShape s = grouped_shape<T>(q, forward);
   const GatherMemory<T> memory(s, workspace, threads);
   parallel(threads, [&](int id, int parts) {
@@ -520,7 +505,7 @@ void add_unit(const ConvProblem& q, const GradientShape<T>& g, const GradientScr
 }
 
 template <class T>
-void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
+void reduce_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
   constexpr int L = lanes<T>;
   const GradientShape<T> g(q);
   const GroupedShape& s = g.grouped;
@@ -572,40 +557,45 @@ void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* w
 
 // ---------------------------------------------------------------------------------------------------------------------------
 
-template <class T>
-int64_t workspace_of(const ConvProblem& q, Primitive primitive, int threads) {
-  if (primitive == Primitive::weight_gradient) return GradientMemory<T>(GradientShape<T>(q), nullptr, threads).bytes;
-  return GatherMemory<T>(grouped_shape<T>(q, primitive == Primitive::forward), nullptr, threads).bytes;
-}
+struct Grouped {
+  static constexpr const char* name = "grouped";
+  static bool applies(const ConvProblem& q, Primitive primitive) {
+    return q.layout == Layout::channels_last && q.c / q.groups <= most_channels && q.k / q.groups <= most_channels &&
+           worth_padding(q, primitive);
+  }
+  // As measured: where the vectors of output channels are filled well, and small images are not left to half-filled tiles.
+  static bool preferred(const ConvProblem& q, Primitive primitive) {
+    constexpr int64_t L = lanes<float>;
+    const int64_t c = q.c / q.groups, k = q.k / q.groups, outs = primitive == Primitive::input_gradient ? c : k;
+    const int64_t padded = (outs + L - 1) / L * L;
+    if (minimum(c, k) < 3 || (maximum(c, k) > 16 && q.q < 14)) return false;
+    if (primitive == Primitive::weight_gradient) return 4 * outs >= 3 * padded && q.r * q.s >= 3;
+    return 4 * outs > 3 * padded;
+  }
 
-template <class T>
-void run_of(const ConvProblem& q, Primitive primitive, const ConvArgs& a) {
-  auto in = [](const void* p) { return static_cast<const T*>(p); };
-  auto out = [](void* p) { return static_cast<T*>(p); };
-  if (primitive == Primitive::weight_gradient)
-    return reduce<T>(q, in(a.gy), in(a.x), out(a.gw), out(a.gb), a.workspace, a.threads);
-  const bool forward = primitive == Primitive::forward;
-  gather<T>(q, forward, in(forward ? a.x : a.gy), in(a.w), in(a.b), out(forward ? a.y : a.gx), a.workspace, a.threads);
-}
-
-template <Primitive PRIMITIVE>
-int64_t workspace_bytes(const ConvProblem& q, int threads) {
-  return q.dtype == Dtype::float64 ? workspace_of<double>(q, PRIMITIVE, threads) : workspace_of<float>(q, PRIMITIVE, threads);
-}
-
-template <Primitive PRIMITIVE>
-void run(const ConvProblem& q, const ConvArgs& a) {
-  q.dtype == Dtype::float64 ? run_of<double>(q, PRIMITIVE, a) : run_of<float>(q, PRIMITIVE, a);
-}
-
-template <Primitive PRIMITIVE>
-constexpr ConvAlgorithm algorithm = {
-    "grouped", PRIMITIVE, applies<PRIMITIVE>, preferred<PRIMITIVE>, workspace_bytes<PRIMITIVE>, run<PRIMITIVE>};
+  template <class T>
+  static int64_t gather_bytes(const ConvProblem& q, bool forward, int threads) {
+    return GatherMemory<T>(grouped_shape<T>(q, forward), nullptr, threads).bytes;
+  }
+  template <class T>
+  static void gather(const ConvProblem& q, bool forward, const T* in, const T* w, const T* bias, T* out, void* workspace,
+                     int threads) {
+    gather_outputs<T>(q, forward, in, w, bias, out, workspace, threads);
+  }
+  template <class T>
+  static int64_t reduce_bytes(const ConvProblem& q, int threads) {
+    return GradientMemory<T>(GradientShape<T>(q), nullptr, threads).bytes;
+  }
+  template <class T>
+  static void reduce(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb, void* workspace, int threads) {
+    reduce_gradient<T>(q, gy, x, gw, gb, workspace, threads);
+  }
+};
 
 }  // namespace
 
-const ConvAlgorithm grouped_forward = algorithm<Primitive::forward>;
-const ConvAlgorithm grouped_input_gradient = algorithm<Primitive::input_gradient>;
-const ConvAlgorithm grouped_weight_gradient = algorithm<Primitive::weight_gradient>;
+const ConvAlgorithm grouped_forward = algorithm<Grouped, Primitive::forward>();
+const ConvAlgorithm grouped_input_gradient = algorithm<Grouped, Primitive::input_gradient>();
+const ConvAlgorithm grouped_weight_gradient = algorithm<Grouped, Primitive::weight_gradient>();
 
 }  // namespace fastconv::cpu::FASTCONV_ISA

@@ -14,7 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from fastconv import functional
 from fastconv.checks import DEVICES, DTYPES
-from fastconv.swap import FAST, TORCH, change_class, exchangeable, is_torch_layer, reason_to_keep, zeros_per_side
+from fastconv.swap import (
+    FAST,
+    TORCH,
+    change_class,
+    exchangeable,
+    forget_compiled,
+    is_torch_layer,
+    reason_to_keep,
+    zeros_per_side,
+)
 
 __all__ = ["ConversionReport", "accelerate", "convert", "revert"]
 
@@ -112,6 +121,7 @@ def convert(
                 change_class(module, layer)
             title = module.original_name if isinstance(module, torch.jit.ScriptModule) else layer.__name__
             result.kept.append(KeptLayer(name, title, reason))
+    forget_compiled()
     if measured is not None and not report:
         print(result)
     return (model, result) if report else model
@@ -127,6 +137,7 @@ def revert(model: ModuleT) -> ModuleT:
         original = TORCH.get(parametrize.type_before_parametrizations(module))
         if original is not None and not zeros_per_side(module):
             change_class(module, original)
+    forget_compiled()
     return model
 
 

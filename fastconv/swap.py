@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch.nn.utils import parametrize
 
@@ -82,3 +84,9 @@ def change_class(module: torch.nn.Module, cls: type[torch.nn.Module]) -> None:
         }
         cls = type(type(module).__name__, (cls,), members)
     module.__class__ = cls
+
+
+def forget_compiled() -> None:
+    """To be called when classes have changed: torch 2.11 goes on running what it compiled without looking at them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -298,6 +298,17 @@ def test_plan() -> None:
             assert chosen(small, primitive) == chosen(replace(small, n=1), primitive)
 
 
+def test_plan_of_few_channels() -> None:
+    few = Conv("few", 8, 16, 28, 28, 32, 3, 3, padding=square(1))
+    for primitive in native.PRIMITIVES:
+        assert chosen(few, primitive) == "winograd_f4"
+        assert chosen(replace(few, c=64, k=128, groups=4), primitive) == "winograd_f4"
+        assert chosen(replace(few, dilation=(2, 2), padding=square(2)), primitive) != "winograd_f4"
+    square16 = replace(few, k=16)  # as many operations for transforms as for products
+    assert chosen(square16) == "winograd_f4"
+    assert chosen(square16, "weight_gradient") != "winograd_f4"
+
+
 def test_allow_winograd() -> None:
     x, w = torch.randn(1, 64, 16, 16), torch.randn(64, 64, 3, 3)
 

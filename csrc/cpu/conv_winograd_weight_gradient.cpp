@@ -240,8 +240,9 @@ void run(const ConvProblem& p, const ConvArgs& args) {
 template <int taps>
 bool preferred(const ConvProblem& p) {
   const Tiles tiles(Sizes<taps>::outputs, p.n, p.p, p.q, p.dilation_h, p.dilation_w);
-  const bool small = p.c / p.groups * (p.k / p.groups) <= 1 << 14;
-  return enough_channels(p) && tiles.count >= (small ? 16 : 32) &&
+  const int64_t weights = p.c / p.groups * (p.k / p.groups);
+  const bool small = weights <= 1 << 14;
+  return enough_channels(p) && weights > 16 * 16 && tiles.count >= (small ? 16 : 32) &&
          3 * p.p * p.q > tiles.of_image * tiles.outputs * tiles.outputs;
 }
 

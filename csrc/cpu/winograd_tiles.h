@@ -70,7 +70,10 @@ bool winograd_applies(const ConvProblem& p) {
 }
 
 // Whether transforms are few beside the products, as docs/cpu-kernels.md measures it.
-inline bool enough_channels(const ConvProblem& p) { return p.c / p.groups >= 16 && p.k / p.groups >= 16; }
+inline bool enough_channels(const ConvProblem& p) {
+  const int64_t least = p.dilation_h > 1 || p.dilation_w > 1 ? 32 : 16;
+  return p.c / p.groups >= least && p.k / p.groups >= least;
+}
 
 // x or y of a problem, without padding.
 inline Images images_of(const ConvProblem& p, bool of_x) {

@@ -299,6 +299,10 @@ int main(int argc, char** argv) {
           {2, 16, 8, 8, 16, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 4, layout, layout, dtype, tf32},
           {1, 12, 9, 9, 18, 4, 3, 0, 0, 2, 2, 1, 2, 0, 1, 1, 1, 6, layout, Layout::channels_first, dtype, tf32, true},
           {1, 10, 9, 7, 10, 3, 3, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, layout, layout, dtype, tf32},
+          // groups of 8 to 32 channels: an odd number of pieces, strips and tiles that end early, strides, dilation
+          {1, 24, 9, 19, 24, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 3, layout, layout, dtype, tf32},
+          {2, 32, 7, 9, 64, 3, 2, 0, 0, 2, 2, 1, 1, 0, 2, 1, 1, 2, layout, layout, dtype, tf32, true},
+          {1, 32, 6, 7, 32, 3, 3, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, layout, Layout::channels_first, dtype, tf32},
       };
       for (const ConvProblem& p : convolutions) check_conv(p);
       if (dtype == Dtype::float32) {  // several tiles of rows, columns and groups

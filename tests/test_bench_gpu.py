@@ -151,7 +151,10 @@ def test_make_gpu_times_every_algorithm_and_tile(pass_: str) -> None:
     case = parse("conv2d:1,8,4,5,8,3x3,padding=1")
     with fastconv.simulate_cuda():
         times = script["time_algorithms"](case, pass_, "channels_last", "float16", FASTCONV, time.perf_counter, 0)
-        x, w = torch.empty(case.shape, dtype=torch.float16), torch.empty(case.weight_shape, dtype=torch.float16)
+        x, w = (
+            torch.empty(shape, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+            for shape in (case.shape, case.weight_shape)
+        )
         assert list(times) == fastconv.algorithms("conv2d", x, w, None, 1, 1)[pass_]
     assert {"tensor_core", "tensor_core_128x128", "tensor_core_64x64"} <= set(times)
 

@@ -31,6 +31,7 @@ CASES = [
     # several vectors, panels and blocks of tiles (96), of output channels (96) and of the reduction (64)
     Conv("blocks", 2, 70, 30, 37, 117, 3, 3, padding=square(1)),
     Conv("more_outputs_than_tiles", 1, 135, 14, 14, 70, 3, 3, padding=square(1)),
+    Conv("blocks_of_shared_tiles", 5, 20, 14, 14, 100, 3, 3, padding=square(1)),
     Conv("one_tile_each", 37, 33, 3, 4, 40, 3, 3, padding=square(1)),
     Conv("partial_tiles", 3, 40, 7, 7, 33, 3, 3, padding=square(1)),
     Conv("one_pixel", 3, 8, 1, 1, 9, 3, 3, padding=square(1)),

@@ -92,8 +92,9 @@ struct Geometry {
   }
 };
 
-// Of a block: multiples of a panel.
-constexpr int64_t most_tiles = 96, most_outputs = 96;
+// Of a block: multiples of a panel, so that every block of what is shared begins with one.
+constexpr int64_t most_tiles = 96, few_tiles = wide ? 64 : 48, most_outputs = 96, few_outputs = 32;
+static_assert(most_tiles % panel == 0 && few_tiles % panel == 0 && most_outputs % panel == 0 && few_outputs % panel == 0);
 
 template <bool channels_last, int taps>
 struct Winograd {
@@ -146,8 +147,8 @@ struct Winograd {
         tiles(geometry.tiles.count),
         packed(static_cast<float*>(args.packed)) {
     weights_shared = tiles >= out;
-    tile_block = minimum(weights_shared && reduction >= 128 ? most_tiles : most_tiles / 2, round_up(tiles, L));
-    out_block = minimum(weights_shared ? most_outputs : most_outputs / 3, round_up(out, L));
+    tile_block = minimum(weights_shared && reduction >= 128 ? most_tiles : few_tiles, round_up(tiles, L));
+    out_block = minimum(weights_shared ? most_outputs : few_outputs, round_up(out, L));
     a_row = row_stride(reduction);
     weights_product = size_of_weights(weights_shared || packed ? out : out_block);
     tiles_product = size_of_tiles(weights_shared ? tile_block : tiles);

@@ -17,7 +17,7 @@ from fastconv.bench.machine import describe, measure_ceiling
 from fastconv.bench.model import CHOICES, ModelSource, run_model
 from fastconv.bench.model import PASSES as MODEL_PASSES
 from fastconv.bench.peers import LAYOUTS, PEERS
-from fastconv.bench.run import DTYPES, ON_GPUS, PASSES, Report, jobs, run_suite, torch_type
+from fastconv.bench.run import DTYPES, ON_GPUS, PASSES, Report, Result, jobs, run_suite, torch_type
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,22 +128,25 @@ def _unavailable(args: argparse.Namespace) -> str:
     return "--device cuda: not with --model, --overhead or --peers" if args.model or args.overhead or args.peers else ""
 
 
+def _run(suite: Suite, args: argparse.Namespace, progress: Progress, **how: Any) -> list[Result]:
+    """The rows that were asked for; `how` goes on to run_suite: what depends on the device."""
+    return run_suite(
+        suite,
+        args.seconds,
+        args.layouts,
+        args.passes,
+        progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
+        dtype=args.dtype,
+        **how,
+    )
+
+
 def _measure_gpu(suite: Suite, args: argparse.Namespace) -> Report:
     type_ = torch_type(args.dtype)
     peers = (*gpu.PEERS, *(peer for peer in gpu.OTHERS if not peer.missing))
     with gpu.precision(args.dtype), Progress(len(jobs(suite, args.layouts, args.passes, args.dtype))) as progress:
         machine, ceiling = gpu.described(args.dtype), gpu.measure_ceiling(type_)
-        results = run_suite(
-            suite,
-            args.seconds,
-            args.layouts,
-            args.passes,
-            progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
-            peers=peers,
-            dtype=args.dtype,
-            clock=gpu.Clock(),
-            cache=gpu.cache_bytes(),
-        )
+        results = _run(suite, args, progress, peers=peers, clock=gpu.Clock(), cache=gpu.cache_bytes())
         return Report(machine, ceiling.or_better(gpu.measure_ceiling(type_)), results, [], suite.targets)
 
 
@@ -160,15 +163,7 @@ def _measure(suite: Suite, args: argparse.Namespace) -> Report:
         if args.model:
             source = ModelSource(args.model, tuple(args.input or ()), args.batch)
             model = run_model(source, args.seconds, args.layouts, args.memory, progress.step)
-        results = run_suite(
-            suite,
-            args.seconds,
-            args.layouts,
-            args.passes,
-            progress=lambda case, pass_: progress.step(f"{case.name}, {pass_.replace('_', ' ')}"),
-            peers=(*PEERS, *_installed(args.peers)),
-            dtype=args.dtype,
-        )
+        results = _run(suite, args, progress, peers=(*PEERS, *_installed(args.peers)))
         calls = []
         if args.overhead:
             calls = overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"))

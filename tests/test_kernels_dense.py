@@ -39,6 +39,7 @@ DENSE = [
     Conv("stem_wide_padding", 8, 4, 6, 5, 17, 3, 9, padding=((1, 1), (8, 8))),
     Conv("stem_dilated", 1, 3, 14, 15, 17, 3, 3, padding=square(2), dilation=(2, 2)),
     Conv("stem_patches", 2, 3, 16, 24, 40, 8, 8, stride=(8, 8)),
+    Conv("stem_cropped", 2, 6, 31, 34, 10, 3, 4, stride=(2, 3), padding=((-1, 2), (1, -2)), groups=2),
     Conv("eight_channels", 4, 8, 15, 9, 33, 3, 3, padding=square(1)),
     # phases of the input gradient: of unequal sizes, without taps, of one dilated tap
     Conv("phases", 3, 12, 19, 18, 26, 4, 4, stride=(2, 2), padding=square(1)),

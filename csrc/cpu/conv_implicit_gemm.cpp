@@ -100,6 +100,8 @@ struct Correlation {
             columns.in,
             in_strides.image,
             in_strides.channel,
+            in_strides.row,
+            in_strides.column,
             rows.taps + rows.begin[row_phase],
             columns.taps + columns.begin[column_phase],
             rows.tap_count(row_phase),

@@ -24,17 +24,19 @@ constexpr int block_panels = 192 / rows;    // of e packed at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// Sizes are per group. e = channel * taps + tap in NCHW, tap * channels + channel in NHWC.
+// Sizes are per group. e = tap * channels + channel where the channels of a pixel are copied as they lie in NHWC, else
+// channel * taps + tap.
 template <class T>
 struct WeightGradient {
   static constexpr int width = vectors * lanes<T>;  // output channels of a tile
 
   bool channels_last, weight_channels_last;
+  bool padded_rows, channels_inner;  // how x is read
   const T *x, *gy;
   T *gw, *gb;
   int64_t groups, c, k, taps, pixels, out_pixels;  // out_pixels: of one image
   PixelGrid grid;
-  int64_t x_group, x_row, x_column, gy_image, gy_group;  // strides; a channel's is grid.plane
+  int64_t x_group, gy_image, gy_group;  // strides
   int64_t slices, k_panels, e_panels;
   T *sums, *zeros;  // sums: [slice][group][panel of e][panel of k][rows][width]
   char* scratch;
@@ -49,14 +51,15 @@ struct WeightGradient {
           gy(space.take<T>(width * chunk)),
           under_taps(space.take<T>(block_panels * rows * lanes<T>)),
           pointers(space.take<const T*>(chunk)) {
-      if (problem.layout == Layout::channels_first && PaddedRows<T>::worth(problem, chunk))
-        padded = PaddedRows<T>(problem, chunk, space);
+      if (PaddedRows<T>::worth(problem, chunk)) padded = PaddedRows<T>(problem, chunk, space);
     }
   };
 
   WeightGradient(const ConvProblem& p, const ConvArgs& args)
       : channels_last(p.layout == Layout::channels_last),
         weight_channels_last(p.weight_layout == Layout::channels_last),
+        padded_rows(PaddedRows<T>::worth(p, chunk)),
+        channels_inner(channels_last && !padded_rows),
         x(static_cast<const T*>(args.x)),
         gy(static_cast<const T*>(args.gy)),
         gw(static_cast<T*>(args.gw)),
@@ -74,11 +77,12 @@ struct WeightGradient {
       for (int64_t r = 0; r < p.r; ++r) row_taps[r] = {r * p.dilation_h - p.pad_top, r};
       for (int64_t s = 0; s < p.s; ++s) column_taps[s] = {s * p.dilation_w - p.pad_left, s};
     }
-    grid = {p.p,      p.q,         p.stride_h, p.stride_w, p.h, p.w, p.c * p.h * p.w, channels_last ? 1 : p.h * p.w,
-            row_taps, column_taps, p.r,        p.s};
-    x_group = c * grid.plane;
-    x_row = channels_last ? p.w * p.c : p.w;
-    x_column = channels_last ? p.c : 1;
+    grid = {p.p, p.q, p.stride_h, p.stride_w, p.h, p.w, p.c * p.h * p.w, 0, 0, 0, row_taps, column_taps, p.r, p.s};
+    if (channels_last)
+      grid.channel = 1, grid.row = p.w * p.c, grid.column = p.c;
+    else
+      grid.channel = p.h * p.w, grid.row = p.w, grid.column = 1;
+    x_group = c * grid.channel;
     gy_image = p.k * out_pixels;
     gy_group = channels_last ? k : k * out_pixels;
     k_panels = ceil_div(k, width);
@@ -134,15 +138,15 @@ struct WeightGradient {
   }
 
   // x[pixel][e] for panels of e as [panel][pixel][rows]: gathered by vectors of pixels and transposed.
-  void pack_channels_first(int64_t group, int64_t first_panel, int64_t end_panel, int64_t first, int64_t end,
-                           const Scratch& scratch) const {
+  void pack_pixels(int64_t group, int64_t first_panel, int64_t end_panel, int64_t first, int64_t end,
+                   const Scratch& scratch) const {
     const int64_t begin_e = first_panel * rows, end_e = minimum(end_panel * rows, reduction());
     const int64_t all = (end_panel - first_panel) * rows;
     for (int64_t i = 0; i < end - first; i += lanes<T>) {
       T* rows_of_e = scratch.under_taps;
       const int64_t gathered = maximum<int64_t>(end_e - begin_e, 0);
       const PixelVector<T> read(grid, first + i, end);
-      if (scratch.padded.used())
+      if (padded_rows)
         scratch.padded.read(grid, read, begin_e, end_e, rows_of_e, lanes<T>);
       else if (gathered)
         read_taps(grid, read, x + group * x_group, begin_e, end_e, rows_of_e, lanes<T>);
@@ -166,9 +170,9 @@ struct WeightGradient {
     }
   }
 
-  // The same from NHWC: the channels of a pixel lie together.
-  void pack_channels_last(int64_t group, int64_t first_panel, int64_t end_panel, int64_t first, int64_t end,
-                          const Scratch& scratch) const {
+  // The same from NHWC, where the channels of a pixel lie together.
+  void pack_channels(int64_t group, int64_t first_panel, int64_t end_panel, int64_t first, int64_t end,
+                     const Scratch& scratch) const {
     int64_t pointed = -1;
     for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       T* dst = scratch.x + (panel - first_panel) * chunk * rows;
@@ -200,7 +204,7 @@ struct WeightGradient {
     for (int64_t i = 0; i < end - first; ++i) {
       const int64_t h = row * grid.stride_h + dh, w = column * grid.stride_w + dw;
       const bool inside = h >= 0 && h < grid.height && w >= 0 && w < grid.width;
-      pointers[i] = inside ? x + n * grid.image + group * x_group + h * x_row + w * x_column : zeros;
+      pointers[i] = inside ? x + n * grid.image + group * x_group + h * grid.row + w * grid.column : zeros;
       if (++column == grid.columns) {
         column = 0;
         if (++row == grid.rows) row = 0, ++n;
@@ -226,13 +230,13 @@ struct WeightGradient {
     const Range chunks = share(ceil_div(pixels, chunk), int(slice), int(slices));
     for (int64_t i = chunks.begin; i < chunks.end; ++i) {
       const int64_t first = i * chunk, end = minimum(first + chunk, pixels);
-      if (scratch.padded.used()) scratch.padded.fill(grid, x + group * x_group, first, end);
+      if (padded_rows) scratch.padded.fill(grid, x + group * x_group, first, end);
       for (int64_t block = panels.begin; block < panels.end; block += block_panels) {
         const int64_t block_end = minimum(block + block_panels, panels.end);
-        if (channels_last)
-          pack_channels_last(group, block, block_end, first, end, scratch);
+        if (channels_inner)
+          pack_channels(group, block, block_end, first, end, scratch);
         else
-          pack_channels_first(group, block, block_end, first, end, scratch);
+          pack_pixels(group, block, block_end, first, end, scratch);
         for (int64_t kp = 0; kp < k_panels; ++kp) {
           pack_gy(group, kp, first, end, scratch.gy);
           for (int64_t ep = block; ep < block_end; ++ep)
@@ -249,7 +253,7 @@ struct WeightGradient {
     int64_t offset[rows];
     for (int64_t i = 0; i < e_count; ++i) {
       const int64_t e = ep * rows + i;
-      const int64_t tap = channels_last ? e / c : e % taps, channel = channels_last ? e % c : e / taps;
+      const int64_t tap = channels_inner ? e / c : e % taps, channel = channels_inner ? e % c : e / taps;
       offset[i] = weight_channels_last ? tap * c + channel : channel * taps + tap;
     }
     for (int64_t kp = 0; kp < k_panels; ++kp) {

@@ -1,4 +1,4 @@
-// Reads an NCHW image under the taps of a convolution, a vector of output pixels at a time.
+// Reads an image under the taps of a convolution, a vector of output pixels at a time.
 #pragma once
 
 #include "conv_axis.h"
@@ -60,10 +60,10 @@ inline __attribute__((always_inline)) Vec<T> load_lanes(const T* p, uint32_t whi
 
 // The grid of output pixels of a sub-convolution and the planes it reads.
 struct PixelGrid {
-  int64_t rows, columns;       // output pixels of one image; pixels are numbered over the batch, image by image
-  int64_t stride_h, stride_w;  // between the input positions of neighbouring output pixels
-  int64_t height, width;       // of an input plane
-  int64_t image, plane;        // elements from one image to the next, from one channel to the next
+  int64_t rows, columns;                // output pixels of one image; pixels are numbered over the batch, image by image
+  int64_t stride_h, stride_w;           // between the input positions of neighbouring output pixels
+  int64_t height, width;                // of an input plane
+  int64_t image, channel, row, column;  // elements from one image, channel, row, column of the input to the next
   const Tap *row_taps, *column_taps;
   int64_t row_tap_count, column_tap_count;
 
@@ -94,8 +94,8 @@ struct PixelVector {
   }
 };
 
-// For every e = channel * taps + tap in [begin, end): the vector of input values that the pixels read in that channel under
-// that tap, zero outside the image, to dst + (e - begin) * dst_step.
+// Of an NCHW image, for every e = channel * taps + tap in [begin, end): the vector of input values that the pixels read in that
+// channel under that tap, zero outside the image, to dst + (e - begin) * dst_step.
 template <class T>
 inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const T* x, int64_t begin, int64_t end, T* dst,
                       int64_t dst_step) {
@@ -135,18 +135,18 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
       T* out = dst + (channel * taps + tap - begin) * dst_step;
       T* const out_end = dst + (end - begin) * dst_step;
       const int64_t step = taps * dst_step;
-      const T* in = x + channel * grid.plane;
+      const T* in = x + channel * grid.channel;
       constexpr uint32_t all = uint32_t((uint64_t(1) << lanes<T>)-1);
       if (count == 0) {
         for (; out < out_end; out += step) store(out, Vec<T>{});
       } else if (grid.stride_w == 1) {
         if (count == 1 && runs[0].which == all) {
-          for (in += runs[0].base; out < out_end; out += step, in += grid.plane) store(out, load(in));
+          for (in += runs[0].base; out < out_end; out += step, in += grid.channel) store(out, load(in));
         } else if (count == 1) {
           const Lanes<T> which = lanes_of<T>(runs[0].which);
-          for (in += runs[0].base; out < out_end; out += step, in += grid.plane) store(out, load_lanes(in, which));
+          for (in += runs[0].base; out < out_end; out += step, in += grid.channel) store(out, load_lanes(in, which));
         } else {
-          for (; out < out_end; out += step, in += grid.plane) {
+          for (; out < out_end; out += step, in += grid.channel) {
             Mask<T> v{};
             for (int i = 0; i < count; ++i) v |= (Mask<T>)load_lanes(in + runs[i].base, lanes_of<T>(runs[i].which));
             store(out, (Vec<T>)v);
@@ -160,7 +160,7 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
             if (runs[i].which >> lane & 1) spread[2 * lane / lanes<T>] |= 1u << (2 * lane % lanes<T>);
           low[i] = lanes_of<T>(spread[0]), high[i] = lanes_of<T>(spread[1]);
         }
-        for (; out < out_end; out += step, in += grid.plane) {
+        for (; out < out_end; out += step, in += grid.channel) {
           Mask<T> a{}, b{};
           for (int i = 0; i < count; ++i) {
             a |= (Mask<T>)load_lanes(in + runs[i].base, low[i]);
@@ -169,7 +169,7 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
           store(out, even_lanes<T>((Vec<T>)a, (Vec<T>)b));
         }
       } else {
-        for (; out < out_end; out += step, in += grid.plane) {
+        for (; out < out_end; out += step, in += grid.channel) {
           store(out, Vec<T>{});
           for (int i = 0; i < count; ++i)
             for (int lane = 0; lane < lanes<T>; ++lane)
@@ -179,9 +179,9 @@ inline void read_taps(const PixelGrid& grid, const PixelVector<T>& pixels, const
     }
 }
 
-// The rows of an NCHW image that a block of output pixels reads, copied with their padding and with columns apart by their
-// residue modulo the stride: under every tap, consecutive pixels of a row then read consecutive elements. Pays where few
-// channels are read under many taps. For what slides over x: a forward convolution or a weight gradient.
+// The rows of an image that a block of output pixels reads, copied with their padding, channel by channel, and with columns
+// apart by their residue modulo the stride: under every tap, consecutive pixels of a row then read consecutive elements. Pays
+// where few channels are read under many taps. For what slides over x: a forward convolution or a weight gradient.
 template <class T>
 class PaddedRows {
  public:
@@ -217,10 +217,11 @@ class PaddedRows {
     for (int64_t row = top_; row <= virtual_row(grid, end - 1) + span_; ++row, to += row_) {
       const int64_t h = row % image_rows_ + grid.row_taps[0].offset;
       const bool inside = h >= 0 && h < grid.height;
-      const T* from = x + row / image_rows_ * grid.image + (inside ? h * grid.width : 0);
+      const T* from = x + row / image_rows_ * grid.image + (inside ? h * grid.row : 0);
+      const int64_t length = inside ? (grid.width - 1) * grid.column + 1 : 0;  // of a row of one channel
       for (int64_t c = 0; c < channels_; ++c)
         for (int64_t i = 0; i < step_; ++i)
-          copy_padded(from + c * grid.plane, inside ? grid.width : 0, grid.column_taps[0].offset + i, step_,
+          copy_padded(from + c * grid.channel, length, (grid.column_taps[0].offset + i) * grid.column, step_ * grid.column,
                       to + c * plane_ + i * pitch_, pitch_);
     }
   }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "conv.h"
+#include "conv_phases.cuh"
 #include "conv_tile.cuh"
 
 namespace fastconv::FASTCONV_BACKEND {
@@ -20,7 +21,6 @@ namespace {
 using namespace fastconv::device;
 
 constexpr int threads_a_block = 256;
-constexpr int most_phases = 4;               // of an axis: the stride of an input gradient
 constexpr int64_t wanted_shared = 40 << 10;  // so that several blocks stay resident
 constexpr int64_t most_shared = 96 << 10;
 
@@ -37,26 +37,12 @@ struct Walk {
   static constexpr int inputs = run == 1 ? 1 : (strip - 1) * sample + run;  // rows a strip reads
 };
 
-// An axis of the gather, one entry a phase.
-struct Phases {
-  GatherAxis at[most_phases];
-  int count, sample;
-  int low, reach;  // grid position i reads from i * sample + low, `reach` positions
-};
-
-struct DirectGather {
-  Phases rows, columns;
-  int64_t batch;
-  int groups, in_channels, out_channels;  // channels of one group
-  int out_padded, taps, kernel_columns;
-  Strides in, out;
-  int in_rows, in_columns;
+struct DirectGather : PhasedGather {
   Rectangle source;
   int units;                                // groups a block
   int tile_rows, tile_columns;              // positions of a tile, in one phase
   int row_tiles, column_tiles, unit_tiles;  // tiles of an image
   bool packs;                               // the lanes of a result are stored at once
-  bool relu;
 };
 
 // weights: [group][tap][in channel][out channel, padded], or [tap][group] where the lanes are groups.
@@ -170,36 +156,6 @@ __global__ void __launch_bounds__(threads_a_block, sizeof(T) == 8 ? 2 : 3)
 
 // ---- the shape of a tile ----
 
-// The same taps in ascending order of the inputs they read.
-GatherAxis ascending(GatherAxis axis) {
-  if (axis.step >= 0 || axis.taps == 0) return axis;
-  axis.base += (axis.taps - 1) * axis.step;
-  axis.first += (axis.taps - 1) * axis.every;
-  axis.step = -axis.step;
-  axis.every = -axis.every;
-  return axis;
-}
-
-template <class MakeAxis>
-Phases phases_of(int count, const MakeAxis& axis) {
-  Phases out{};
-  out.count = count;
-  int high = INT32_MIN;
-  out.low = INT32_MAX;
-  for (int i = 0; i < count; ++i) {
-    const GatherAxis at = out.at[i] = ascending(axis(i));
-    out.sample = at.sample;
-    if (at.taps == 0 || at.grid == 0) continue;
-    out.low = at.base < out.low ? at.base : out.low;
-    const int last = at.base + (at.taps - 1) * at.step;
-    high = last > high ? last : high;
-  }
-  if (high < out.low) high = out.low = 0;  // no phase reads anything
-  out.reach = high - out.low + 1;
-  return out;
-}
-
-int most_grid(const Phases& phases) { return phases.at[0].grid; }  // later phases have at most as many
 int most_taps(const Phases& phases) {
   int most = 0;
   for (int i = 0; i < phases.count; ++i) most = phases.at[i].taps > most ? phases.at[i].taps : most;
@@ -213,21 +169,8 @@ int tiles(int64_t count, int64_t each) { return int((count + each - 1) / each); 
 template <class T>
 DirectGather gather_of(const ConvProblem& p, Primitive primitive) {
   DirectGather g{};
-  const bool forward = primitive == Primitive::forward;
-  const Gather base = forward ? forward_gather(p, lanes_of<T>) : phase_gather(p, 0, 0, lanes_of<T>);
-  g.rows = phases_of(forward ? 1 : int(p.stride_h), [&](int phase) {
-    return forward ? base.rows : phase_axis(p.h, p.p, p.r, p.stride_h, p.pad_top, p.dilation_h, phase);
-  });
-  g.columns = phases_of(forward ? 1 : int(p.stride_w), [&](int phase) {
-    return forward ? base.columns : phase_axis(p.w, p.q, p.s, p.stride_w, p.pad_left, p.dilation_w, phase);
-  });
-  g.batch = p.n;
-  g.groups = base.groups, g.in_channels = base.in_channels, g.out_channels = base.out_channels;
-  g.out_padded = g.out_channels == 1 ? 1 : base.out_padded;
-  g.taps = base.taps, g.kernel_columns = base.kernel_columns;
-  g.in = base.in, g.out = base.out;
-  g.in_rows = base.rows.in, g.in_columns = base.columns.in;
-  g.relu = p.relu;
+  static_cast<PhasedGather&>(g) = phased_gather(p, primitive, lanes_of<T>);
+  if (g.out_channels == 1) g.out_padded = 1;
   // In channels_last an image of one row is as well one of one column: then strips run along it.
   if (p.layout == Layout::channels_last && p.h == 1 && p.p == 1 && p.r == 1 && p.stride_h == 1) {
     std::swap(g.rows, g.columns);
@@ -346,7 +289,7 @@ bool is_depthwise(const ConvProblem& p) { return p.groups == p.c; }
 // Whether even the least tile of the kernel for any stride fits, and every phase has its place.
 template <class T>
 bool fits(const ConvProblem& p, Primitive primitive) {
-  if (primitive == Primitive::input_gradient && (p.stride_h > most_phases || p.stride_w > most_phases)) return false;
+  if (!phases_fit(p, primitive)) return false;
   DirectGather g = gather_of<T>(p, primitive);
   return shape<T>(g, p.layout, false, 1, nullptr);
 }

@@ -15,8 +15,8 @@ const cuda::Kernels& kernels() {
   static const std::vector<ConvAlgorithm> conv = [] {
     std::vector<ConvAlgorithm> all = {depthwise_forward,      depthwise_input_gradient, depthwise_weight_gradient,
                                       stem_forward,           stem_weight_gradient,     grouped_forward,
-                                      grouped_input_gradient, direct_forward,           direct_input_gradient,
-                                      direct_weight_gradient};
+                                      grouped_input_gradient, grouped_weight_gradient,  direct_forward,
+                                      direct_input_gradient,  direct_weight_gradient};
     const auto add = [&](const auto& algorithms) { all.insert(all.end(), std::begin(algorithms), std::end(algorithms)); };
     add(tensor_core_forward);
     add(tensor_core_input_gradient);

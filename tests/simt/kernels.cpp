@@ -303,12 +303,17 @@ int main(int argc, char** argv) {
           {1, 24, 9, 19, 24, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 3, layout, layout, dtype, tf32},
           {2, 32, 7, 9, 64, 3, 2, 0, 0, 2, 2, 1, 1, 0, 2, 1, 1, 2, layout, layout, dtype, tf32, true},
           {1, 32, 6, 7, 32, 3, 3, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, layout, Layout::channels_first, dtype, tf32},
+          {2, 24, 8, 9, 48, 3, 4, 0, 0, 3, 2, 1, 3, 2, 1, 2, 1, 3, layout, layout, dtype, tf32},
+          {1, 48, 1, 40, 48, 1, 3, 0, 0, 1, 1, 0, 0, 2, 0, 1, 1, 3, layout, layout, dtype, tf32},
       };
       for (const ConvProblem& p : convolutions) check_conv(p);
       if (dtype == Dtype::float32) {  // several tiles of rows, columns and groups
         check_conv({1, 3, 21, 67, 3, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 3, layout, layout, dtype, tf32});
         check_conv({1, 36, 18, 17, 36, 3, 3, 0, 0, 2, 1, 1, 1, 1, 1, 1, 1, 36, layout, layout, dtype, tf32});
       }
+      // a group whose taps are more than the warps of a block hold
+      if (dtype == Dtype::float16)
+        check_conv({1, 96, 4, 3, 96, 5, 5, 0, 0, 1, 1, 2, 2, 2, 2, 1, 1, 3, layout, layout, dtype, tf32});
       const PoolProblem pools[] = {
           {2, 3, 9, 11, 3, 3, 5, 6, 2, 2, 1, 1, 1, 1, 1, 1, true, 0, false, layout, dtype},
           {1, 8, 8, 12, 2, 2, 4, 6, 2, 2, 0, 0, 0, 0, 1, 1, true, 3, false, layout, dtype},

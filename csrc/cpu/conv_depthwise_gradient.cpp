@@ -1,8 +1,8 @@
 // Weight gradient of depthwise convolution, both layouts.
 //
-// Without stride and dilation a kernel rolls along one axis: the rows in NCHW, where a vector lies along the width, the columns
-// in channels_last, where it lies along the channels. It holds the last few output gradients and the sums of a tile of taps:
-// each input is loaded once for all the taps along that axis.
+// Without stride and dilation a tile of taps rolls along one axis: the rows in NCHW, where a vector lies along the width, the
+// columns in channels_last, where it lies along the channels. An input and an output gradient are loaded once for all the taps
+// of the tile in which they meet. With stride or dilation every tap loads its own input.
 #include "conv_depthwise_planes.h"
 #include "parallel.h"
 
@@ -10,79 +10,121 @@ namespace fastconv::cpu::FASTCONV_ISA {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------------
-// Rolling along an axis: sum[tap][c] += gy[i + before - tap] * x[i] of line c
+// Rolling along an axis: sum[tap][c] += gy[i - tap] * x[i] of line c
 
 template <class T>
 struct RollTile {
-  const T* gy;
-  int64_t gy_step;  // from one output position along the axis to the next
-  const T* x;
+  const T* gy;             // output 0 along the axis
+  int64_t gy_step;         // from one output along the axis to the next
+  const T* x;              // the input that output 0 meets through the first tap
   int64_t x_step, x_line;  // along the axis, and from one line of taps across it to the next
-  int64_t first,
-      end;       // the input positions that some output reads, within 0 .. outs + TAPS - 2 counted from the first output's
-  int64_t outs;  // output positions along the axis
-  int64_t rows, gy_row, x_row;  // so often, at these distances
-  int width;                    // lanes of gy
-  T* sum;                       // vectors
+  int64_t first, end;      // inputs, counted from there: number i meets the outputs i, i - 1, ... through the taps 0, 1, ...
+  int64_t outs;            // outputs along the axis
+  int64_t vectors, last;   // the last vector begins `last` elements after the first
+  int width;               // lanes of gy
+  const T* next[2];        // fetched for later in turns, a line a step
+  int64_t next_step;       // elements; 0 where there is nothing to fetch
+  T* sum;                  // vectors
   int64_t sum_tap, sum_line;
 };
 
+// What a step fetches of x and gy is as much as it reads of them.
+constexpr int fetches = vector_bytes > 32 ? vector_bytes / 32 : 1;
+template <class T>
+constexpr int64_t fetch_step = minimum(64, 2 * vector_bytes) / int64_t(sizeof(T));
+
 // x is read in whole vectors: beyond `width` lanes it meets zeros, and must be finite.
-template <class T, int TAPS, int LINES>
-__attribute__((noinline)) void roll_tile(const RollTile<T>& tile) {
+template <class T, int TAPS, int LINES, bool WHOLE>
+inline __attribute__((always_inline)) void roll_vectors(const RollTile<T>& t) {
   constexpr int L = lanes<T>;
-  const RollTile<T> t = tile;
-  Vec<T> sum[TAPS][LINES];
+  const T *next = t.next[0], *after = t.next[1];
+  for (int64_t v = 0; v < t.vectors; ++v) {
+    const int64_t begin = v + 1 < t.vectors ? v * L : t.last;
+    const T *gy = t.gy + begin + t.first * t.gy_step, *x = t.x + begin + t.first * t.x_step;
+    T* to = t.sum + v * L;
+    Vec<T> sum[TAPS][LINES];
 #pragma GCC unroll 8
-  for (int r = 0; r < TAPS; ++r)
+    for (int r = 0; r < TAPS; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < LINES; ++c) sum[r][c] = load(t.sum + r * t.sum_tap + c * t.sum_line);
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const T *x = t.x + row * t.x_row + t.first * t.x_step, *from = t.gy + row * t.gy_row;
-    Vec<T> gy[TAPS];  // gy[i % TAPS] is output i's
-    auto fetch = [&](int64_t i) __attribute__((always_inline)) {
-      return uint64_t(i) >= uint64_t(t.outs) ? Vec<T>{}
-             : t.width == L                  ? load(from + i * t.gy_step)
-                                             : load_first(from + i * t.gy_step, t.width);
-    };
-    // Those that are there before the first input: the input at i meets the outputs i - TAPS + 1 .. i.
+      for (int c = 0; c < LINES; ++c) sum[r][c] = load(to + r * t.sum_tap + c * t.sum_line);
+    auto add = [&](const auto& meets) __attribute__((always_inline)) {
+      Vec<T> in[LINES];
 #pragma GCC unroll 8
-    for (int k = 1; k < TAPS; ++k) gy[TAPS - k] = fetch(t.first - k);
-    auto step = [&](int k, int64_t i) __attribute__((always_inline)) {
-      gy[k] = fetch(i);
+      for (int c = 0; c < LINES; ++c) in[c] = load(x + c * t.x_line);
 #pragma GCC unroll 8
-      for (int c = 0; c < LINES; ++c) {
-        const Vec<T> in = load(x + c * t.x_line);
+      for (int r = 0; r < TAPS; ++r) {
+        if (!meets(r)) continue;
+        const T* at = gy - r * t.gy_step;
+        const Vec<T> out = WHOLE ? load(at) : load_first(at, t.width);
 #pragma GCC unroll 8
-        for (int r = 0; r < TAPS; ++r) sum[r][c] = fma(gy[(k - r + TAPS) % TAPS], in, sum[r][c]);
+        for (int c = 0; c < LINES; ++c) sum[r][c] = fma(out, in[c], sum[r][c]);
       }
-      x += t.x_step;
+      gy += t.gy_step, x += t.x_step;
+      for (int k = 0; k < fetches; ++k) {
+        __builtin_prefetch(next);
+        const T* other = after;
+        after = next + t.next_step, next = other;
+      }
     };
     int64_t i = t.first;
-    for (; i + TAPS <= t.end; i += TAPS)
+    for (const int64_t stop = minimum<int64_t>(TAPS - 1, t.end); i < stop; ++i)
+      add([&](int r) { return i >= r && i - r < t.outs; });
+    for (const int64_t stop = minimum(t.outs, t.end); i < stop; ++i) add([](int) { return true; });
+    for (; i < t.end; ++i) add([&](int r) { return i - r < t.outs; });
 #pragma GCC unroll 8
-      for (int k = 0; k < TAPS; ++k) step(k, i + k);
+    for (int r = 0; r < TAPS; ++r)
 #pragma GCC unroll 8
-    for (int k = 0; k < TAPS - 1; ++k)
-      if (i + k < t.end) step(k, i + k);
+      for (int c = 0; c < LINES; ++c) store<T>(to + r * t.sum_tap + c * t.sum_line, sum[r][c]);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < TAPS; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < LINES; ++c) store<T>(t.sum + r * t.sum_tap + c * t.sum_line, sum[r][c]);
+}
+
+template <class T, int TAPS, int LINES>
+__attribute__((noinline)) void roll_tile(const RollTile<T>& tile) {
+  const RollTile<T> t = tile;  // whose members no store can change
+  t.width == lanes<T> ? roll_vectors<T, TAPS, LINES, true>(t) : roll_vectors<T, TAPS, LINES, false>(t);
 }
 
 template <class T>
-using RollTileKernel = void (*)(const RollTile<T>&);
+using RollKernel = void (*)(const RollTile<T>&);
 
-// Lines of taps summed at once: with the output gradients and an input, what 16 registers hold.
-constexpr int64_t roll_lines(int64_t taps) { return taps == 3 ? 3 : taps == 5 ? 2 : taps == 7 ? 1 : 0; }
+// As many sums as 16 registers hold beside an output gradient and the inputs of all lines.
+constexpr int roll_most_taps = 5, roll_most_lines = 3;
 
 template <class T>
-RollTileKernel<T> roll_kernel(int64_t taps, int64_t lines) {
-  if (taps == 3) return lines == 3 ? roll_tile<T, 3, 3> : lines == 2 ? roll_tile<T, 3, 2> : roll_tile<T, 3, 1>;
-  if (taps == 5) return lines == 2 ? roll_tile<T, 5, 2> : roll_tile<T, 5, 1>;
-  return roll_tile<T, 7, 1>;
+RollKernel<T> roll_kernel(int64_t taps, int64_t lines) {
+  static constexpr RollKernel<T> table[roll_most_taps][roll_most_lines] = {
+      {roll_tile<T, 1, 1>, roll_tile<T, 1, 2>, roll_tile<T, 1, 3>},
+      {roll_tile<T, 2, 1>, roll_tile<T, 2, 2>, roll_tile<T, 2, 3>},
+      {roll_tile<T, 3, 1>, roll_tile<T, 3, 2>, roll_tile<T, 3, 3>},
+      {roll_tile<T, 4, 1>, roll_tile<T, 4, 2>, roll_tile<T, 4, 3>},
+      {roll_tile<T, 5, 1>, roll_tile<T, 5, 2>, nullptr}};
+  return table[taps - 1][lines - 1];
+}
+
+// Calls body(begin, end) over begin .. end - 1 in pieces of `most`; the last two share what is left.
+template <class Body>
+inline void each_piece(int64_t begin, int64_t end, int64_t most, const Body& body) {
+  while (begin < end) {
+    const int64_t left = end - begin, next = begin + (left == most + 1 ? (left + 1) / 2 : minimum(left, most));
+    body(begin, next);
+    begin = next;
+  }
+}
+
+// Rolls the tiles of `taps` taps along the axis and of the lines line0 .. line1 - 1. `all` has what they share; its x, sum and
+// inputs are those of the first tap of line 0. The first tile fetches.
+template <class T>
+void roll_tiles(const RollTile<T>& all, int64_t taps, int64_t line0, int64_t line1) {
+  RollTile<T> tile = all;
+  each_piece(0, taps, taps == roll_most_taps ? taps : 4, [&](int64_t r0, int64_t r1) {
+    each_piece(line0, line1, r1 - r0 == roll_most_taps ? 2 : roll_most_lines, [&](int64_t c0, int64_t c1) {
+      tile.x = all.x + r0 * all.x_step + c0 * all.x_line;
+      tile.sum = all.sum + r0 * all.sum_tap + c0 * all.sum_line;
+      tile.first = maximum<int64_t>(0, all.first - r0), tile.end = all.end - r0;
+      if (tile.first < tile.end) roll_kernel<T>(r1 - r0, c1 - c0)(tile);
+      tile.next_step = 0;
+    });
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------------
@@ -148,16 +190,6 @@ TileKernel<T> tile_kernel(int64_t rows, int64_t columns) {
   return table[columns - 1][rows - 1];
 }
 
-// Calls body(begin, end) over 0 .. count - 1 in pieces of at most `most`, as even as can be.
-template <class Body>
-void each_piece(int64_t begin, int64_t end, int64_t most, const Body& body) {
-  const int64_t pieces = (end - begin + most - 1) / most;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const Range piece = share(end - begin, int(i), int(pieces));
-    body(begin + piece.begin, begin + piece.end);
-  }
-}
-
 // Calls body(r0, r1, s0, s1) over the tiles of the taps r0 .. r1 - 1 by s0 .. s1 - 1.
 template <class Body>
 void each_tile(int64_t r0, int64_t r1, int64_t s0, int64_t s1, const Body& body) {
@@ -218,7 +250,7 @@ struct PlaneGradient {
     constexpr int L = lanes<T>;
     padded = padded_plane<T>(row_axis(q, true), column_axis(q, true), 1, (q.q + L - 1) / L * L);
     multiplier = q.k / q.c, taps = q.r * q.s, slices = batch_slices(q, q.c);
-    rolled = plain(q) && roll_lines(q.r) > 0;
+    rolled = plain(q);
   }
   struct Scratch {
     T* copy;
@@ -241,26 +273,22 @@ struct PlaneGradient {
   }
 };
 
-// Adds the output rows begin .. end - 1 of one plane, of which `gy` is the first.
+// Adds the output rows begin .. end - 1 of one plane, of which `gy` is the first. What comes next is fetched.
 template <class T>
 void add_band(const ConvProblem& q, const PlaneGradient<T>& g, const typename PlaneGradient<T>::Scratch& scratch, const T* gy,
-              int64_t begin, int64_t end, T* sums) {
+              int64_t begin, int64_t end, const T* next_gy, const T* next_x, T* sums) {
   constexpr int L = lanes<T>;
   const PaddedPlane& p = g.padded;
   if (g.rolled) {
     RollTile<T> tile;
-    tile.gy_step = q.q, tile.x_step = p.row_pitch, tile.x_line = 1;
-    tile.outs = end - begin;
+    tile.gy_step = q.q, tile.x_step = p.row_pitch, tile.x_line = 1, tile.outs = end - begin;
     tile.first = maximum<int64_t>(0, q.pad_top - begin), tile.end = minimum(tile.outs + q.r - 1, q.h + q.pad_top - begin);
-    tile.rows = 1, tile.sum_tap = q.s * L, tile.sum_line = L;
+    tile.vectors = 1, tile.last = 0, tile.sum = sums, tile.sum_tap = q.s * L, tile.sum_line = L;
     for (int64_t v = 0; v < q.q; v += L) {
-      tile.gy = gy + v, tile.width = int(minimum<int64_t>(L, q.q - v));
-      for (int64_t s = 0; s < q.s;) {
-        const int64_t lines = minimum(roll_lines(q.r), q.s - s);
-        tile.x = scratch.copy + scratch.columns[s] + v, tile.sum = sums + s * L;
-        roll_kernel<T>(q.r, lines)(tile);
-        s += lines;
-      }
+      tile.gy = gy + v, tile.x = scratch.copy + scratch.columns[0] + v, tile.width = int(minimum<int64_t>(L, q.q - v));
+      const int64_t fetched = v * (tile.end - tile.first) / L * fetches / 2 * fetch_step<T>;
+      tile.next[0] = next_x + fetched, tile.next[1] = next_gy + fetched, tile.next_step = fetch_step<T>;
+      roll_tiles<T>(tile, q.r, 0, q.s);
     }
     return;
   }
@@ -292,20 +320,25 @@ void plane_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
       for (int64_t i = 0; i < g.multiplier * g.taps; ++i) store<T>(scratch.sums + i * L, Vec<T>{});
       for (int64_t i = 0; i < g.multiplier; ++i) store<T>(scratch.bias_sums + i * L, Vec<T>{});
       const Range batch = share(q.n, int(slice), int(g.slices));
-      for (int64_t n = batch.begin; n < batch.end; ++n)
+      for (int64_t n = batch.begin; n < batch.end; ++n) {
+        const T* plane = x + (n * q.c + c) * in_plane;
+        const int64_t next_plane = n + 1 < batch.end ? q.c : 1;  // counted from this one
         for (int64_t begin = 0; begin < q.p; begin += p.band) {
           const int64_t end = minimum(begin + p.band, q.p);
-          copy_band<T>(p, x + (n * q.c + c) * in_plane, begin, end, scratch.copy);
+          copy_band<T>(p, plane, begin, end, scratch.copy);
           for (int64_t j = 0; j < g.multiplier; ++j) {
-            const T* plane = gy + (n * q.k + c * g.multiplier + j) * out_plane + begin * q.q;
-            add_band<T>(q, g, scratch, plane, begin, end, scratch.sums + j * g.taps * L);
+            const T* out = gy + ((n * q.c + c) * g.multiplier + j) * out_plane + begin * q.q;
+            const T* next_gy = out + (end < q.p ? (end - begin) * q.q : (next_plane * g.multiplier * out_plane) - begin * q.q);
+            const T* next_x = plane + (end < q.p ? minimum(end + q.r - 1, q.h) * q.w : next_plane * in_plane);
+            add_band<T>(q, g, scratch, out, begin, end, next_gy, next_x, scratch.sums + j * g.taps * L);
             if (!gb) continue;
             const int64_t count = (end - begin) * q.q;
             T* sum = scratch.bias_sums + j * L;
-            add_vectors<T>(plane, L, count / L, L, sum);
-            add_vectors<T>(plane + count / L * L, L, 1, int(count % L), sum);
+            add_vectors<T>(out, L, count / L, L, sum);
+            add_vectors<T>(out + count / L * L, L, 1, int(count % L), sum);
           }
         }
+      }
       for (int64_t j = 0; j < g.multiplier; ++j) {
         const int64_t k = slice * q.k + c * g.multiplier + j;
         for (int64_t t = 0; t < g.taps; ++t)
@@ -332,6 +365,7 @@ void plane_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
 template <class T>
 struct PixelGradient {
   int64_t multiplier, taps, vectors, padded, chunk, chunks, slices, band;
+  int64_t positions;  // of a row, and all channels of a chunk: few enough for the first-level cache to hold what a tile reads
   bool rolled;
   bool overlapped;  // the last vector of channels moves back to end with them; else it is partial
   int64_t channels;
@@ -340,18 +374,17 @@ struct PixelGradient {
     multiplier = q.k / q.c, taps = q.r * q.s, channels = q.k;
     vectors = (q.k + L - 1) / L, padded = vectors * L;
     overlapped = multiplier == 1 && q.k >= L;
-    rolled = overlapped && plain(q) && roll_lines(q.s) > 0;
-    chunk = 256 / vector_bytes, chunks = (vectors + chunk - 1) / chunk;
-    slices = batch_slices(q, chunks);
+    rolled = overlapped && plain(q);
+    chunk = 1024 / vector_bytes, chunks = (vectors + chunk - 1) / chunk;
+    positions = maximum<int64_t>(8, 8192 / (minimum(chunk, vectors) * vector_bytes));
+    // Slices are of output rows; of images where each is copied first.
+    const int64_t rows = multiplier > 1 ? q.n : minimum(q.n * q.p, q.n * q.p * q.q / 64);
+    slices = maximum<int64_t>(1, minimum(rows, 64 / chunks));
     band = maximum<int64_t>(1, minimum(q.p, 64 / q.q));
   }
-  // The channel at which a vector begins, and where a channel's sums lie.
+  // The channel at which a vector begins.
   int64_t begin(int64_t vector) const {
     return overlapped ? minimum(vector * lanes<T>, channels - lanes<T>) : vector * lanes<T>;
-  }
-  int64_t place(int64_t k) const {
-    const int64_t last = vectors - 1;
-    return k < last * lanes<T> ? k : last * lanes<T> + k - begin(last);
   }
   int width(int64_t vector) const { return int(minimum<int64_t>(lanes<T>, channels - begin(vector))); }
   int64_t image_pitch() const { return minimum(chunk, vectors) * lanes<T>; }
@@ -369,9 +402,10 @@ struct PixelGradient {
   }
 };
 
-// Calls body(first, last + 1, taps) over runs of outputs, of at most `most`, that have the same valid taps.
+// Calls body(first, last + 1, taps) over runs of the outputs begin .. end - 1, of at most `most`, that have the same valid
+// taps.
 template <class Body>
-void each_run(const Axis& axis, int64_t most, const Body& body) {
+void each_run(const Axis& axis, int64_t begin, int64_t end, int64_t most, const Body& body) {
   auto valid = [&](int64_t i) {
     const int64_t start = i * axis.in_step + axis.lowest;
     Range taps = {0, axis.kernel};
@@ -379,15 +413,39 @@ void each_run(const Axis& axis, int64_t most, const Body& body) {
     while (taps.begin < taps.end && start + (taps.end - 1) * axis.tap_step >= axis.in) --taps.end;
     return taps;
   };
-  for (int64_t i = 0; i < axis.out;) {
+  for (int64_t i = begin; i < end;) {
     const Range taps = valid(i);
-    int64_t end = i + 1;
-    for (; end < axis.out && end - i < most; ++end) {
-      const Range next = valid(end);
+    int64_t stop = i + 1;
+    for (; stop < end && stop - i < most; ++stop) {
+      const Range next = valid(stop);
       if (next.begin != taps.begin || next.end != taps.end) break;
     }
-    body(i, end, taps);
-    i = end;
+    body(i, stop, taps);
+    i = stop;
+  }
+}
+
+// Adds the output rows p0 .. p1 - 1 of one image, in which the tap rows `r` are valid, to the sums of a chunk of channels. All
+// pointers are at its first channel.
+template <class T>
+void roll_rows(const ConvProblem& q, const PixelGradient<T>& g, int64_t p0, int64_t p1, Range r, int64_t chunk, const T* gy,
+               const T* x, T* sums) {
+  const int64_t begin = chunk * g.chunk, end = minimum(begin + g.chunk, g.vectors);
+  const int64_t inputs = minimum(q.q + q.s - 1, q.w + q.pad_left);
+  RollTile<T> tile;
+  tile.gy_step = tile.x_step = q.k, tile.x_line = q.w * q.k, tile.outs = q.q;
+  tile.vectors = end - begin, tile.last = g.begin(end - 1) - g.begin(begin), tile.width = lanes<T>;
+  tile.sum = sums, tile.sum_tap = g.padded, tile.sum_line = q.s * g.padded;
+  for (int64_t p = p0; p < p1; ++p) {
+    tile.gy = gy + p * q.q * q.k, tile.x = x + ((p - q.pad_top) * q.w - q.pad_left) * q.k;
+    for (tile.first = maximum<int64_t>(0, q.pad_left); tile.first < inputs; tile.first = tile.end) {
+      tile.end = minimum(tile.first + g.positions, inputs);
+      // Far enough ahead, of the gradients and of the last of the input rows, the one that was not read before.
+      const int64_t ahead = (tile.first + 2 * g.positions) * q.k;
+      tile.next[0] = tile.x + (r.end - 1) * tile.x_line + ahead, tile.next[1] = tile.gy + ahead;
+      tile.next_step = fetch_step<T>;
+      roll_tiles<T>(tile, q.s, r.begin, r.end);
+    }
   }
 }
 
@@ -397,25 +455,10 @@ template <class T>
 void add_rows(const ConvProblem& q, const PixelGradient<T>& g, const Axis& columns, int64_t p0, int64_t p1, Range r, int width,
               const T* gy, const T* x, int64_t pitch, T* sums) {
   const int64_t x_row = q.w * pitch, gy_row = q.q * q.k;
-  const T* gy_from = gy + p0 * gy_row;
-  if (g.rolled) {
-    RollTile<T> tile;
-    tile.gy = gy_from, tile.gy_step = q.k, tile.gy_row = gy_row;
-    tile.x_step = pitch, tile.x_row = x_row, tile.x_line = x_row;
-    tile.outs = q.q, tile.first = maximum<int64_t>(0, q.pad_left), tile.end = minimum(q.q + q.s - 1, q.w + q.pad_left);
-    tile.rows = p1 - p0, tile.width = width, tile.sum_tap = g.padded, tile.sum_line = q.s * g.padded;
-    for (int64_t line = r.begin; line < r.end;) {
-      const int64_t lines = minimum(roll_lines(q.s), r.end - line);
-      tile.x = x + ((p0 - q.pad_top + line) * q.w - q.pad_left) * pitch, tile.sum = sums + line * q.s * g.padded;
-      roll_kernel<T>(q.s, lines)(tile);
-      line += lines;
-    }
-    return;
-  }
-  each_run(columns, q.q, [&](int64_t q0, int64_t q1, Range s) {
+  each_run(columns, 0, q.q, q.q, [&](int64_t q0, int64_t q1, Range s) {
     each_tile(r.begin, r.end, s.begin, s.end, [&](int64_t r0, int64_t r1, int64_t s0, int64_t s1) {
       TapTile<T> tile;
-      tile.gy = gy_from + q0 * q.k, tile.gy_row = gy_row, tile.gy_step = q.k;
+      tile.gy = gy + p0 * gy_row + q0 * q.k, tile.gy_row = gy_row, tile.gy_step = q.k;
       tile.x =
           x +
           ((p0 * q.stride_h - q.pad_top + r0 * q.dilation_h) * q.w + q0 * q.stride_w - q.pad_left + s0 * q.dilation_w) * pitch;
@@ -446,8 +489,10 @@ void pixel_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
         for (int64_t t = 0; t < g.taps; ++t) store<T>(partial + t * g.padded + v * L, Vec<T>{});
         store<T>(partial_bias + v * L, Vec<T>{});
       }
-      const Range batch = share(q.n, int(slice), int(g.slices));
-      for (int64_t n = batch.begin; n < batch.end; ++n) {
+      const Range out_rows = share(q.n * q.p, int(slice), int(g.slices));
+      for (int64_t row = out_rows.begin; row < out_rows.end;) {
+        const int64_t n = row / q.p, p_begin = row % q.p, p_end = minimum(q.p, p_begin + out_rows.end - row);
+        row += p_end - p_begin;
         const T *image = x + n * q.h * q.w * q.c, *gy_image = gy + n * q.p * q.q * q.k;
         int64_t pitch = q.c, first = 0;
         if (g.multiplier > 1) {
@@ -455,27 +500,29 @@ void pixel_gradient(const ConvProblem& q, const T* gy, const T* x, T* gw, T* gb,
           pack_image<T>(image, q.h * q.w, q.c, 1, 0, g.multiplier, first, minimum(v1 * L, q.k), scratch.image, pitch);
           image = scratch.image;
         }
-        each_run(rows, g.band, [&](int64_t p0, int64_t p1, Range r) {
+        each_run(rows, p_begin, p_end, g.band, [&](int64_t p0, int64_t p1, Range r) {
+          if (g.rolled)
+            roll_rows<T>(q, g, p0, p1, r, u % g.chunks, gy_image + g.begin(v0), image + g.begin(v0), partial + v0 * L);
           for (int64_t v = v0; v < v1; ++v) {
             const int64_t k = g.begin(v);
-            add_rows<T>(q, g, columns, p0, p1, r, g.width(v), gy_image + k, image + k - first, pitch, partial + v * L);
+            if (!g.rolled)
+              add_rows<T>(q, g, columns, p0, p1, r, g.width(v), gy_image + k, image + k - first, pitch, partial + v * L);
             if (gb) add_vectors<T>(gy_image + p0 * q.q * q.k + k, q.k, (p1 - p0) * q.q, g.width(v), partial_bias + v * L);
           }
         });
       }
     }
     if (parts > 1) barrier();
-    const Range ks = share(q.k, id, parts);
-    for (int64_t k = ks.begin; k < ks.end; ++k) {
-      for (int64_t t = 0; t < g.taps; ++t) {
-        T sum = 0;
-        for (int64_t i = 0; i < g.slices; ++i) sum += memory.partial[(i * g.taps + t) * g.padded + g.place(k)];
-        gw[k * g.taps + t] = sum;
-      }
-      if (!gb) continue;
-      T sum = 0;
-      for (int64_t i = 0; i < g.slices; ++i) sum += memory.partial_bias[i * g.padded + g.place(k)];
-      gb[k] = sum;
+    const Range vectors = share(g.vectors, id, parts);
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+      // Adds up the slices. `to` is that of channel 0, `pitch` from one channel to the next.
+      auto finish = [&](const T* sums, int64_t slice_pitch, T* to, int64_t pitch) {
+        Vec<T> sum{};
+        for (int64_t i = 0; i < g.slices; ++i) sum += load(sums + i * slice_pitch + v * L);
+        for (int64_t k = v * L; k < minimum((v + 1) * L, q.k); ++k) to[k * pitch] = sum[k - g.begin(v)];
+      };
+      for (int64_t t = 0; t < g.taps; ++t) finish(memory.partial + t * g.padded, g.taps * g.padded, gw + t, g.taps);
+      if (gb) finish(memory.partial_bias, g.padded, gb, 1);
     }
   });
 }

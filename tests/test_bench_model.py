@@ -60,7 +60,7 @@ def _no_clock(monkeypatch):
         }
         return {key: [times.get(key, 0.5)] for key in work}
 
-    def model_times(work, seconds):
+    def model_times(work, seconds, clock):
         for function in work.values():
             function()
         return {key: [{"torch": 1.0, "fastconv": 0.5, "fastest": 0.4}[key[1]]] for key in work}

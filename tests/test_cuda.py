@@ -11,8 +11,9 @@ from backends import tf32
 from tensors import integers
 
 import fastconv
-from fastconv import device
+from fastconv import device, models
 from fastconv import functional as F
+from fastconv.bench import gpu
 
 pytestmark = pytest.mark.skipif(not (device.CUDA and torch.cuda.is_available()), reason="no GPU, or built without CUDA")
 
@@ -100,6 +101,33 @@ def test_graph_capture() -> None:
     leaves[0].copy_(original)
     graph.replay()
     assert torch.equal(y, want)
+
+
+def test_gradients_in_a_graph() -> None:
+    leaves = operands()
+    want = gradients(leaves)
+    replay = gpu.graphed(lambda: lambda: gradients(leaves))
+    with torch.no_grad():
+        original = leaves[0].clone()
+        leaves[0].zero_()
+        assert not torch.equal(replay()[0], want[0])
+        leaves[0].copy_(original)
+    assert all(map(torch.equal, replay(), want))
+
+
+@torch.no_grad()
+def test_a_whole_model_in_a_graph() -> None:
+    model = models.create_model("resnet50").cuda().eval()
+    x = torch.randn(2, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
+    for half in (False, True):
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            want = model(x)
+            replay = gpu.graphed(lambda: lambda: model(x))
+            original = x.clone()
+            x.zero_()
+            assert not torch.equal(replay(), want)
+            x.copy_(original)
+            assert torch.equal(replay(), want)
 
 
 def test_compile_and_opcheck() -> None:

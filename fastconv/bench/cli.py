@@ -14,10 +14,10 @@ from fastconv.bench import gpu, overhead, plots, report
 from fastconv.bench.engines import ENGINES, EnginePeer
 from fastconv.bench.layers import SUITES, Suite, select
 from fastconv.bench.machine import describe, measure_ceiling
-from fastconv.bench.model import CHOICES, ModelSource, run_model
+from fastconv.bench.model import CHOICES, CPU, ModelResult, ModelSource, Setting, run_model
 from fastconv.bench.model import PASSES as MODEL_PASSES
 from fastconv.bench.peers import LAYOUTS, PEERS
-from fastconv.bench.run import DTYPES, ON_GPUS, PASSES, Report, Result, jobs, run_suite, torch_type
+from fastconv.bench.run import DTYPES, ON_GPUS, PASSES, Overhead, Report, Result, jobs, run_suite, torch_type
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _unavailable(args: argparse.Namespace) -> str:
         return "--device cuda: torch finds no GPU"
     if not hasattr(_C, "cuda"):
         return f"--device cuda: fastconv was built without CUDA ({_C.without_cuda})"
-    return "--device cuda: not with --model, --overhead or --peers" if args.model or args.overhead or args.peers else ""
+    return "--device cuda: not with --memory or --peers" if args.memory or args.peers else ""
 
 
 def _run(suite: Suite, args: argparse.Namespace, progress: Progress, **how: Any) -> list[Result]:
@@ -141,13 +141,41 @@ def _run(suite: Suite, args: argparse.Namespace, progress: Progress, **how: Any)
     )
 
 
+def _model(args: argparse.Namespace, progress: Progress, setting: Setting = CPU) -> ModelResult | None:
+    """The model that was asked for."""
+    if not args.model:
+        return None
+    source = ModelSource(args.model, tuple(args.input or ()), args.batch)
+    return run_model(source, args.seconds, args.layouts, args.memory, progress.step, setting)
+
+
+def _overhead(args: argparse.Namespace, progress: Progress, **how: Any) -> list[Overhead]:
+    """If it was asked for; `how` goes on to overhead.run."""
+    if not args.overhead:
+        return []
+    return overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"), **how)
+
+
+def _steps(suite: Suite, args: argparse.Namespace) -> int:
+    """How often Progress is told something."""
+    steps = len(jobs(suite, args.layouts, args.passes, args.dtype)) + len(overhead.CASES) * args.overhead
+    if args.model:
+        passes = len(MODEL_PASSES) + (args.device == "cuda")
+        steps += len(args.layouts) + passes + len(CHOICES) * len(args.layouts) * args.memory
+    return steps
+
+
 def _measure_gpu(suite: Suite, args: argparse.Namespace) -> Report:
     type_ = torch_type(args.dtype)
     peers = (*gpu.PEERS, *(peer for peer in gpu.OTHERS if not peer.missing))
-    with gpu.precision(args.dtype), Progress(len(jobs(suite, args.layouts, args.passes, args.dtype))) as progress:
-        machine, ceiling = gpu.described(args.dtype), gpu.measure_ceiling(type_)
+    with gpu.precision(args.dtype), Progress(_steps(suite, args)) as progress:
+        machine, ceiling = gpu.described(args.dtype), gpu.measure_ceiling(type_, args.seconds)
+        model = _model(args, progress, Setting(gpu.DEVICE, args.dtype, gpu.Clock(), graph=True))
         results = _run(suite, args, progress, peers=peers, clock=gpu.Clock(), cache=gpu.cache_bytes())
-        return Report(machine, ceiling.or_better(gpu.measure_ceiling(type_)), results, [], suite.targets)
+        calls = _overhead(args, progress, peers=gpu.PEERS, clock=gpu.host_clock)
+        return Report(
+            machine, ceiling.or_better(gpu.measure_ceiling(type_, args.seconds)), results, calls, suite.targets, model
+        )
 
 
 def _measure(suite: Suite, args: argparse.Namespace) -> Report:
@@ -155,18 +183,10 @@ def _measure(suite: Suite, args: argparse.Namespace) -> Report:
         return _measure_gpu(suite, args)
     threads = torch.get_num_threads()
     machine, ceiling = describe(threads, args.dtype), measure_ceiling(threads)
-    steps = len(jobs(suite, args.layouts, args.passes, args.dtype)) + len(overhead.CASES) * args.overhead
-    if args.model:
-        steps += len(args.layouts) + len(MODEL_PASSES) + len(CHOICES) * len(args.layouts) * args.memory
-    model = None
-    with Progress(steps) as progress:
-        if args.model:
-            source = ModelSource(args.model, tuple(args.input or ()), args.batch)
-            model = run_model(source, args.seconds, args.layouts, args.memory, progress.step)
+    with Progress(_steps(suite, args)) as progress:
+        model = _model(args, progress)
         results = _run(suite, args, progress, peers=(*PEERS, *_installed(args.peers)))
-        calls = []
-        if args.overhead:
-            calls = overhead.run(args.seconds, progress=lambda case: progress.step(f"overhead of {case.operator}"))
+        calls = _overhead(args, progress)
     return Report(machine, ceiling.or_better(measure_ceiling(threads)), results, calls, suite.targets, model)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on a GPU: its clock, its ceilings, input sets that its cache cannot hold, and the peers there.
+"""The benchmark on a GPU: its clocks, its ceilings, input sets that its cache cannot hold, and the peers there.
 
 Beside torch with cuDNN these are torch's own kernels of depthwise convolution, and what one would write oneself.
 """
@@ -19,14 +19,26 @@ from fastconv.bench.layers import Case
 from fastconv.bench.machine import Ceiling, describe
 from fastconv.bench.peers import FASTCONV, TORCH, Work
 
+DEVICE = "cuda"
 MOST_SETS = 8
+SIDE, COPIED = (
+    8192,
+    512 << 20,
+)  # of the matrices (half of it for 4-byte types) and bytes of the copy by which ceilings are measured
+CYCLES = 2e9  # a second: at least what a GPU's clock does
 
 
 class Clock:
-    """Seconds by the GPU's clock: reads it when all that was enqueued is done."""
+    """Seconds by the GPU's clock: reads it when all that was enqueued is done.
 
-    def __init__(self, event: Callable[[], Any] = lambda: torch.cuda.Event(enable_timing=True)) -> None:
-        self._event, self._seconds = event, 0.0
+    With a `lead` of so many seconds the GPU waits for that long after each reading, uncounted, while calls queue up:
+    what passes until the next reading are kernels, not the calls that enqueue them.
+    """
+
+    def __init__(
+        self, lead: float = 0.0, event: Callable[[], Any] = lambda: torch.cuda.Event(enable_timing=True)
+    ) -> None:
+        self._lead, self._event, self._seconds = lead, event, 0.0
         self._last = event()
         self._last.record()
 
@@ -35,8 +47,41 @@ class Clock:
         now.record()
         now.synchronize()
         self._seconds += self._last.elapsed_time(now) * 1e-3  # in float32: only short times are exact
+        if self._lead:
+            torch.cuda._sleep(int(self._lead * CYCLES))
+            now = self._event()
+            now.record()
         self._last = now
         return self._seconds
+
+
+def host_clock() -> float:
+    """Seconds by the processor's clock, when the GPU has done all that was enqueued: what calls cost."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def graphed(prepare: Callable[[], Work]) -> Work:
+    """What `prepare` gives, as a CUDA graph: each call replays what one call of it enqueues, and has its tensors.
+
+    It is prepared on the stream that is captured, since a backward pass runs on the stream of its forward pass.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work = prepare()
+        for _ in range(3):  # plans, cuDNN's search, workspace
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        result = work()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def input_sets(bytes_: int, cache: int) -> int:
@@ -70,10 +115,10 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def measure_ceiling(dtype: torch.dtype, seconds: float = 1.0) -> Ceiling:
-    """The best of many tries: a large product by cuBLAS, and a copy of 512 MiB."""
-    side, clock = 8192 if dtype.itemsize == 2 else 4096, Clock()
-    a, b = (torch.randn(side, side, device="cuda").to(dtype) for _ in range(2))
-    source = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
+    """The best of many tries: a large product by cuBLAS, and a large copy."""
+    side, clock = SIDE // (dtype.itemsize // 2), Clock()
+    a, b = (torch.randn(side, side, device=DEVICE).to(dtype) for _ in range(2))
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=DEVICE)
     target = torch.zeros_like(source)
 
     def rate(amount: float, work: Callable[[], Any]) -> float:
@@ -114,7 +159,7 @@ class NativePeer:
         off = torch.backends.cudnn.flags
 
         with off(enabled=False):
-            work = replace(TORCH, device="cuda").prepare(case, pass_, layout, dtype)
+            work = replace(TORCH, device=DEVICE).prepare(case, pass_, layout, dtype)
 
         def without_cudnn() -> Any:
             with off(enabled=False):
@@ -123,5 +168,5 @@ class NativePeer:
         return without_cudnn
 
 
-PEERS = (replace(TORCH, device="cuda"), replace(FASTCONV, device="cuda"))
+PEERS = (replace(TORCH, device=DEVICE), replace(FASTCONV, device=DEVICE))
 OTHERS = (NativePeer(), *PLAIN)

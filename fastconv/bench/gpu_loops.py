@@ -22,6 +22,7 @@ class PlainPeer:
     name: str
     needs: str
     build: Callable[[Case, list[torch.Tensor]], Work]
+    device: str = "cuda"
 
     @property
     def missing(self) -> str:
@@ -33,8 +34,8 @@ class PlainPeer:
         return here and case.operator == "conv2d"
 
     def prepare(self, case: Case, pass_: str, layout: str, dtype: torch.dtype = torch.float32) -> Work:
-        x, weight, *bias = inputs(case, layout, dtype, "cuda")
-        return self.build(case, [x, weight, bias[0] if bias else torch.zeros(case.out_channels, device="cuda")])
+        x, weight, *bias = inputs(case, layout, dtype, self.device)
+        return self.build(case, [x, weight, bias[0] if bias else torch.zeros(case.out_channels, device=self.device)])
 
 
 THREADS = 256
@@ -73,7 +74,7 @@ def _cupy(case: Case, tensors: list[torch.Tensor]) -> Work:
     arrays, numbers = [cupy.from_dlpack(t) for t in tensors], [cupy.int32(size) for size in sizes(case)]
 
     def work() -> torch.Tensor:
-        y = torch.empty(case.output_shape, device="cuda")
+        y = torch.empty(case.output_shape, device=tensors[0].device)
         with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
             kernel((-(-y.numel() // THREADS),), (THREADS,), (*arrays, cupy.from_dlpack(y), *numbers))
         return y
@@ -121,7 +122,7 @@ def _numba(case: Case, tensors: list[torch.Tensor]) -> Work:
     arguments = (case.spatial("stride"), case.spatial("padding"), case.spatial("dilation"), case.parameters["groups"])
 
     def work() -> torch.Tensor:
-        y = torch.empty(case.output_shape, device="cuda")
+        y = torch.empty(case.output_shape, device=tensors[0].device)
         stream = cuda.external_stream(torch.cuda.current_stream().cuda_stream)
         kernel[-(-y.numel() // THREADS), THREADS, stream](*arrays, cuda.as_cuda_array(y), *arguments)
         return y

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastconv import models
+from fastconv.bench import gpu
 from fastconv.bench.agreement import TOLERANCE, difference, tensors
 from fastconv.bench.timing import Timing, interleave
 from fastconv.convert import revert
@@ -24,6 +26,7 @@ from fastconv.fastest import LIBRARIES, LayerTime, Seconds, time_layers
 from fastconv.swap import FAST, change_class, exchangeable
 
 PASSES = ("inference", "training step")
+GRAPH = "inference as a graph"
 CHOICES = (*LIBRARIES, "fastest")  # who runs the layers
 _FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -90,10 +93,29 @@ class Run:
     timing: Timing
     error: float  # of inference: largest difference from torch's output, relative to its largest element
     memory: int | None = None  # bytes, at the peak, of the process with this alone: model, gradients and all between
+    dtype: str = "float32"
 
     @property
     def wrong(self) -> bool:
-        return not self.error <= TOLERANCE["float32"]
+        return not self.error <= TOLERANCE[self.dtype]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a model runs: 16-bit types by autocast, with the loss scaled in float16."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    clock: Callable[[], float] = time.perf_counter
+    graph: bool = False  # whether inference is timed as a CUDA graph, too
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return (PASSES[0], GRAPH, PASSES[1]) if self.graph else PASSES
+
+    def autocast(self) -> torch.autocast:
+        half = self.dtype in ("float16", "bfloat16")
+        return torch.autocast(self.device, getattr(torch, self.dtype) if half else None, enabled=half)
 
 
 @dataclass(frozen=True)
@@ -138,20 +160,26 @@ class ModelResult:
         )
 
 
+CPU = Setting()
+
+
 def run_model(
     source: ModelSource,
     seconds: float,
     layouts: Sequence[str],
     memory: bool = False,
     progress: Callable[[str], None] = lambda what: None,
+    setting: Setting = CPU,
+    choices: Sequence[str] = CHOICES,
 ) -> ModelResult:
     """Times the layers of a model in the calls of one training pass, then its inference and its training step.
 
     All choices and layouts take turns, for about `seconds` a pass. The loss is the mean square of the outputs, the
-    optimizer plain SGD. Layouts other than channels_first apply to inputs of four dimensions. Raises ValueError as
-    `ModelSource.load` does.
+    optimizer plain SGD. Layouts other than channels_first apply to inputs of four dimensions. Layers are timed only if
+    "fastest" is one of the `choices`. Raises ValueError as `ModelSource.load` does.
     """
     model, arguments = source.load()
+    model, arguments = model.to(setting.device), tuple(argument.to(setting.device) for argument in arguments)
     if not any(argument.dim() == 4 for argument in arguments):
         layouts = layouts[:1]
     work: dict[tuple[str, str, str], Callable[[], Any]] = {}
@@ -161,26 +189,28 @@ def run_model(
         one = copy.deepcopy(model).train()
         one.to(memory_format=_FORMATS[layout])  # type: ignore[call-overload]
         inputs = in_layout(arguments, layout)
-        layers[layout] = time_layers(one, inputs)
-        for pass_ in PASSES:
-            for choice in CHOICES:
+        if "fastest" in choices:
+            with setting.autocast():
+                layers[layout] = time_layers(one, inputs)
+        for pass_ in setting.passes:
+            for choice in choices:
                 tree = _sharing_parameters(one)
-                arrange(tree, libraries(layers[layout], pass_, choice))
-                work[pass_, choice, layout] = _work(tree, inputs, pass_)
+                arrange(tree, libraries(layers[layout], pass_, choice) if layers else _everywhere(tree, choice))
+                work[pass_, choice, layout] = _work(tree, inputs, pass_, setting)
     runs = []
-    for pass_ in PASSES:
+    for pass_ in setting.passes:
         progress(pass_)
         chosen = {key: function for key, function in work.items() if key[0] == pass_}
         errors = dict.fromkeys(chosen, 0.0)
-        if pass_ == "inference":
-            reference = work[pass_, "torch", layouts[0]]()
+        if pass_ != "training step":
+            reference = work["inference", "torch", layouts[0]]()
             errors = {key: difference(function(), reference) for key, function in chosen.items()}
-        for key, samples in interleave(chosen, seconds).items():
+        for key, samples in interleave(chosen, seconds, clock=setting.clock).items():
             peak = None
             if memory and pass_ == "training step":
                 progress(f"memory, {key[1]}, {key[2]}")
                 peak = peak_memory(source, key[2], libraries(layers[key[2]], pass_, key[1]))
-            runs.append(Run(*key, Timing.of(samples), errors[key], peak))
+            runs.append(Run(*key, Timing.of(samples), errors[key], peak, setting.dtype))
     return ModelResult(source, arguments[0].shape[0], layers, runs)
 
 
@@ -191,8 +221,13 @@ def libraries(layers: Sequence[LayerTime], pass_: str, choice: str) -> dict[str,
     return {layer.name: _faster(layer, pass_) for layer in layers}
 
 
+def _everywhere(model: torch.nn.Module, library: str) -> dict[str, str]:
+    """Each layer that either library could run, on this one."""
+    return {name: library for name, module in model.named_modules() if exchangeable(module)}
+
+
 def _faster(layer: LayerTime, pass_: str) -> str:
-    if pass_ == "inference" and not layer.refusal:
+    if pass_ != "training step" and not layer.refusal:
         return "torch" if layer.torch.forward < layer.fastconv.forward else "fastconv"
     return "torch" if layer.reason_to_keep else "fastconv"
 
@@ -217,23 +252,28 @@ def _sharing_parameters(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def _work(model: torch.nn.Module, arguments: Sequence[Tensor], pass_: str) -> Callable[[], Any]:
+def _work(model: torch.nn.Module, arguments: Sequence[Tensor], pass_: str, setting: Setting = CPU) -> Callable[[], Any]:
     """One pass as a function of no arguments."""
-    model.train(pass_ != "inference")
+    model.train(pass_ == "training step")
 
     def inference() -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), setting.autocast():
             return model(*arguments)
 
+    if pass_ == GRAPH:
+        return gpu.graphed(lambda: inference)
     if pass_ == "inference":
         return inference
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler(setting.device, enabled=setting.dtype == "float16")
 
     def training_step() -> None:
         optimizer.zero_grad()
-        loss = torch.stack([tensor.float().square().mean() for tensor in tensors(model(*arguments))]).sum()
-        loss.backward()
-        optimizer.step()
+        with setting.autocast():
+            loss = torch.stack([tensor.float().square().mean() for tensor in tensors(model(*arguments))]).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return training_step
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -37,7 +38,11 @@ def prepare(peer: FunctionalPeer, case: Case, gradients: bool) -> Work:
 
 
 def run(
-    seconds: float, cases: Iterable[Case] = CASES, progress: Callable[[Case], None] = lambda case: None
+    seconds: float,
+    cases: Iterable[Case] = CASES,
+    progress: Callable[[Case], None] = lambda case: None,
+    peers: Sequence[FunctionalPeer] = (TORCH, FASTCONV),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Overhead]:
     """Times each operator without and with gradients, torch and fastconv interleaved, on one thread.
 
@@ -47,18 +52,24 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _run(seconds, cases, progress)
+        return _run(seconds, cases, progress, peers, clock)
     finally:
         torch.set_num_threads(before)
 
 
-def _run(seconds: float, cases: Iterable[Case], progress: Callable[[Case], None]) -> list[Overhead]:
+def _run(
+    seconds: float,
+    cases: Iterable[Case],
+    progress: Callable[[Case], None],
+    peers: Sequence[FunctionalPeer],
+    clock: Callable[[], float],
+) -> list[Overhead]:
     rows = []
     for case in cases:
         progress(case)
         for gradients in (False, True):
-            work = {peer.name: prepare(peer, case, gradients) for peer in (TORCH, FASTCONV)}
-            samples = interleave(work, seconds)
+            work = {peer.name: prepare(peer, case, gradients) for peer in peers}
+            samples = interleave(work, seconds, clock=clock)
             theirs, ours = samples[TORCH.name], samples[FASTCONV.name]
             extra = [a - b for a, b in zip(ours, theirs, strict=True)]
             rows.append(Overhead(case.operator, gradients, Timing.of(theirs), Timing.of(ours), Timing.of(extra)))

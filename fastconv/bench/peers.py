@@ -73,7 +73,7 @@ class FunctionalPeer:
         for tensor in wanted:
             tensor.requires_grad_()
         y = operator(*tensors)
-        gy = torch.empty_like(y).copy_(_values(y.shape, seed=3))
+        gy = torch.empty_like(y).copy_(_values(y.shape, 3, self.device))
         if pass_ == "training_step":
             return lambda: torch.autograd.grad(operator(*tensors), wanted, gy)
         return lambda: torch.autograd.grad(y, wanted, gy, retain_graph=True)
@@ -86,15 +86,15 @@ def inputs(case: Case, layout: str, dtype: torch.dtype = torch.float32, device: 
         shapes += [case.weight_shape] + [(case.out_channels,)] * case.parameters["bias"]
     tensors = []
     for seed, shape in enumerate(shapes):
-        tensor = _values(shape, seed).to(dtype)
+        tensor = _values(shape, seed, device).to(dtype)
         if len(shape) == 4:
             tensor = tensor.contiguous(memory_format=_FORMATS[layout])
-        tensors.append(tensor.to(device))
+        tensors.append(tensor)
     return tensors
 
 
-def _values(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def _values(shape: tuple[int, ...], seed: int, device: str) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 TORCH = FunctionalPeer("torch", torch.nn.functional)

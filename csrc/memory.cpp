@@ -22,8 +22,9 @@ void prefer_huge_pages([[maybe_unused]] void* address, [[maybe_unused]] int64_t 
 #endif
 }
 
-bool past_caches(void* address, int64_t bytes) {
+bool past_caches(void* address, int64_t bytes, bool even_fresh) {
   if (bytes < large) return false;
+  if (even_fresh) return true;
   // The middle stands for all: an allocator gives memory back, and takes it, in long pieces.
   constexpr uintptr_t page = 4096;
   const uintptr_t middle = round_down(reinterpret_cast<uintptr_t>(address) + uintptr_t(bytes) / 2, page);

@@ -11,7 +11,8 @@ namespace fastconv {
 void prefer_huge_pages(void* address, int64_t bytes);
 
 // Whether a kernel should write this result past the caches. A large one is gone from them before it is read again, and an
-// ordinary store would read each line from memory first. But fresh pages are in the cache: the system has just zeroed them.
-bool past_caches(void* address, int64_t bytes);
+// ordinary store would read each line from memory first. But fresh pages are in the cache: the system has just zeroed them;
+// unless the kernel comes back to them much later, which it then says by `even_fresh`.
+bool past_caches(void* address, int64_t bytes, bool even_fresh = false);
 
 }  // namespace fastconv

@@ -1,11 +1,12 @@
 // Local response normalisation, forward and backward: one pass, in which a window of channels slides along.
 //
-// Every window is summed anew, in the order of its channels, so no error accumulates along the channels and the bits depend
-// neither on the layout nor on the threads. With d the base k + alpha * sum x^2:
+// Every window is summed anew, always in the same order, so no error accumulates along the channels and the bits depend neither
+// on the layout nor on the threads. With d the base k + alpha * sum x^2:
 //   y[i]  = x[i] d[i]^-beta
 //   gx[i] = gy[i] d[i]^-beta - 2 alpha beta x[i] * sum of t[j] over the windows j that have i,  t[j] = gy[j] x[j] d[j]^(-beta -
 //   1)
-// NCHW is vectorised along the pixels of a tile, NHWC along the channels.
+// NCHW is vectorised along the pixels of a tile, NHWC along the channels. The squares and the terms t are kept where the
+// windows' sums read them: as rows of a tile, or as the channels of some pixels, with zeros for the channels that do not exist.
 #include "lrn.h"
 
 #include <new>
@@ -50,17 +51,14 @@ FASTCONV_INLINE Vec<float> about_reciprocal_root(Vec<float> v) {
   return 1.0f / square_root(v);
 #endif
 }
-FASTCONV_INLINE Vec<float> reciprocal_root(Vec<float> v) {
-  const Vec<float> about = about_reciprocal_root(v);
-  return fma(about * 0.5f, fma(-(v * about), about, splat(1.0f)), about);  // a Newton step
-}
 
-// v^(-3/4) without the square roots and the division, which take longer than everything else together: from reciprocal roots,
-// and a Newton step for y in v^3 y^4 = 1. For v from 1e-20 to 1e20.
+// v^(-3/4) without the square roots and the division, which take longer than everything else together: about right from two
+// reciprocal roots, then a step of third order for y in v^3 y^4 = 1. For v from 1e-20 to 1e20.
 FASTCONV_INLINE Vec<float> reciprocal_three_quarters(Vec<float> v) {
-  const Vec<float> root = reciprocal_root(v), y = root * root * reciprocal_root(root);
-  const Vec<float> power = v * y * y;  // v^(-1/2)
-  return fma(y * 0.25f, fma(-(v * power), power, splat(1.0f)), y);
+  const Vec<float> root = about_reciprocal_root(v), y = root * root * about_reciprocal_root(root);
+  const Vec<float> power = v * y * y;                                  // v^(-1/2)
+  const Vec<float> rest = fma(-(v * power), power, splat(1.0f));       // 1 - v^3 y^4
+  return fma(y * rest, fma(rest, splat(5.0f / 32), splat(0.25f)), y);  // y (1 - rest)^(-1/4)
 }
 
 enum class Exponent { three_quarters, half, one, any };
@@ -103,65 +101,74 @@ FASTCONV_INLINE void each_vector(int64_t count, const Body& body) {
 
 template <class C>
 struct Window {
-  int64_t lower, upper;  // channels of the window before and after its own
+  int64_t lower, upper, terms;  // channels of the window before and after its own, and all
   C alpha, k, beta;
   C slope;  // of the gradient's second term
 
   explicit Window(const LrnProblem& p)
       : lower(minimum(p.size / 2, p.c)),
         upper(minimum((p.size - 1) / 2, p.c)),
+        terms(lower + 1 + upper),
         alpha(C(p.alpha)),
         k(C(p.k)),
         beta(C(p.beta)),
         slope(C(-2 * p.alpha * p.beta)) {}
 };
 
-// The base of n elements at `x`: `before` and `after` are how many channels of the window there are on either side.
-template <class T>
-FASTCONV_INLINE Vec<Compute<T>> base_of(const Window<Compute<T>>& window, const T* x, int64_t step, int64_t before,
-                                        int64_t after, int n) {
-  using C = Compute<T>;
-  Vec<C> sum{};
-  for (int64_t j = -before; j <= after; ++j) {
-    const Vec<C> value = load_part(x + j * step, n);
-    sum = fma(value, value, sum);
-  }
-  return fma(splat(window.alpha), sum, splat(window.k));
+// Calls body with the number of a window's terms as a constant if it is the usual one, else with 0.
+template <class Body>
+FASTCONV_INLINE void with_terms(int64_t terms, const Body& body) {
+  if (terms == 5)
+    body(std::integral_constant<int, 5>{});
+  else
+    body(std::integral_constant<int, 0>{});
 }
 
-// NCHW: the work is shared by images, tiles of pixels and, if those are few, parts of the channels.
-template <class Body>
-void share_tiles(const LrnProblem& problem, int64_t tile, int threads, const Body& body) {
-  const int64_t tiles = (problem.spatial + tile - 1) / tile;
-  const int64_t wanted = (4 * threads + problem.n * tiles - 1) / (problem.n * tiles), least = 32;
-  const int64_t chunks = threads == 1 ? 1 : maximum<int64_t>(minimum(wanted, problem.c / least), 1);
-  parallel(threads, [&](int id, int parts) {
-    const Range mine = share(problem.n * tiles * chunks, id, parts);
-    for (int64_t item = mine.begin; item < mine.end; ++item) {
-      const int64_t n = item / chunks / tiles, begin = item / chunks % tiles * tile;
-      body(id, n * problem.c * problem.spatial + begin, minimum(tile, problem.spatial - begin),
-           share(problem.c, int(item % chunks), int(chunks)));
-    }
-    end_stream();
+// at(0) + at(1) + ... `known` is the number of terms if it is known beforehand: then by halves, which gives the sum sooner.
+template <int known, class At>
+FASTCONV_INLINE auto sum_of(int64_t terms, const At& at) {
+  if constexpr (known == 5) {
+    return ((at(0) + at(1)) + (at(2) + at(3))) + at(4);
+  } else {
+    auto sum = at(0);
+    for (int64_t j = 1; j < terms; ++j) sum += at(j);
+    return sum;
+  }
+}
+
+// `n` values of one channel, or of one pixel. `squares(i)` sums the squares of the windows from the i-th value on.
+template <Exponent exponent, class T, class Sum>
+void normalise(Window<Compute<T>> window, Sum squares, const T* x, T* y, int64_t count, const T* next, bool past) {
+  using C = Compute<T>;
+  each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
+    __builtin_prefetch(next + i);
+    const Vec<C> base = fma(splat(window.alpha), squares(i), splat(window.k));
+    put(y + i, over_power<exponent>(load_part(x + i, n), base, window.beta), n, past);
   });
 }
 
-template <class T, Exponent exponent>
-void forward_planes(const LrnProblem& problem, const T* x, T* y, int threads) {
+// The two factors of a gradient: own = gy d^-beta, and the terms t, with zeros up to the end of the last vector.
+template <Exponent exponent, class T, class Sum>
+void weigh(Window<Compute<T>> window, Sum squares, const T* x, const T* gy, Compute<T>* own, Compute<T>* terms, int64_t count,
+           const T* next_x, const T* next_gy) {
   using C = Compute<T>;
-  const Window<C> window(problem);
-  const int64_t tile = 4096 / int64_t(sizeof(C)), step = problem.spatial;  // some rows of a tile stay in the L1 cache
-  const bool past = put_past_caches(y, problem.n * problem.c, problem.spatial);
-  share_tiles(problem, tile, threads, [&](int, int64_t offset, int64_t count, Range channels) {
-    for (int64_t c = channels.begin; c < channels.end; ++c) {
-      const int64_t before = minimum(window.lower, c), after = minimum(window.upper, problem.c - 1 - c);
-      const T* from = x + offset + c * step;
-      T* to = y + offset + c * step;
-      each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
-        const Vec<C> base = base_of(window, from + i, step, before, after, n);
-        put(to + i, over_power<exponent>(load_part(from + i, n), base, window.beta), n, past);
-      });
-    }
+  each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
+    __builtin_prefetch(next_x + i);
+    __builtin_prefetch(next_gy + i);
+    const Vec<C> base = fma(splat(window.alpha), squares(i), splat(window.k));
+    const Vec<C> scaled = over_power<exponent>(load_part(gy + i, n), base, window.beta);
+    const Vec<C> term = scaled * load_part(x + i, n) / base;
+    const Mask<C> inside = lane_numbers<C>() < splat_code<C>(n);
+    store(own + i, scaled);
+    store(terms + i, n == lanes<C> ? term : inside ? term : Vec<C>{});
+  });
+}
+
+template <class T, class Sum>
+void differentiate(Window<Compute<T>> window, Sum terms, const Compute<T>* own, const T* x, T* gx, int64_t count, bool past) {
+  using C = Compute<T>;
+  each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
+    put(gx + i, fma(splat(window.slope) * terms(i), load_part(x + i, n), load(own + i)), n, past);
   });
 }
 
@@ -183,59 +190,164 @@ class Scratch {
   C* memory_;
 };
 
-// What a thread's scratch should fit in: with the inputs it stays in the L2 cache. Very long windows need more.
-constexpr int64_t scratch_bytes = 48 * 1024;
+// NCHW: the work is shared by images, tiles of pixels and, if those are few, parts of the channels.
+template <class Body>
+void share_tiles(const LrnProblem& problem, int64_t tile, int threads, const Body& body) {
+  const int64_t tiles = (problem.spatial + tile - 1) / tile;
+  const int64_t wanted = (4 * threads + problem.n * tiles - 1) / (problem.n * tiles), least = 32;
+  const int64_t chunks = threads == 1 ? 1 : maximum<int64_t>(minimum(wanted, problem.c / least), 1);
+  parallel(threads, [&](int id, int parts) {
+    const Range mine = share(problem.n * tiles * chunks, id, parts);
+    for (int64_t item = mine.begin; item < mine.end; ++item) {
+      const int64_t n = item / chunks / tiles, begin = item / chunks % tiles * tile;
+      body(id, n * problem.c * problem.spatial + begin, minimum(tile, problem.spatial - begin),
+           share(problem.c, int(item % chunks), int(chunks)));
+    }
+    end_stream();
+  });
+}
+
+// The newest rows of a tile, of channels that follow each other, oldest first.
+template <class C>
+class Rows {
+ public:
+  Rows(C* memory, int64_t count, int64_t tile) : memory_(memory), count_(count), tile_(tile) {}
+  int64_t count() const { return count_; }
+  const C* operator[](int64_t i) const { return row(i); }
+  // Drops the oldest row and gives its memory to the next channel's.
+  C* advance() {
+    C* const next = row(0);
+    first_ = first_ + 1 < count_ ? first_ + 1 : 0;
+    return next;
+  }
+
+ private:
+  C* row(int64_t i) const { return memory_ + (first_ + i < count_ ? first_ + i : first_ + i - count_) * tile_; }
+  C* memory_;
+  int64_t count_, tile_, first_ = 0;
+};
+
+// The sum of the rows from column i on.
+template <int known, class C>
+class RowSum {
+ public:
+  explicit RowSum(const Rows<C>& rows) : rows_(rows) {
+    for (int j = 0; j < known; ++j) known_rows_[j] = rows[j];
+  }
+  FASTCONV_INLINE Vec<C> operator()(int64_t i) const {
+    return sum_of<known>(rows_.count(),
+                         [&](int64_t j) FASTCONV_INLINE_LAMBDA { return load((known ? known_rows_[j] : rows_[j]) + i); });
+  }
+
+ private:
+  Rows<C> rows_;
+  const C* known_rows_[known ? known : 1];
+};
+
+template <class C>
+void zero_row(C* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += lanes<C>) store(row + i, Vec<C>{});
+}
+template <class T>
+void square_row(const T* x, int64_t count, Compute<T>* squares) {
+  using C = Compute<T>;
+  each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
+    const Vec<C> value = load_part(x + i, n);
+    store(squares + i, value * value);
+  });
+}
+
+// Pixels of a tile of which so many rows are kept, in the L1 cache together with those of the tensors. Very long windows need
+// more.
+template <class C>
+int64_t tile_pixels(int64_t rows) {
+  return maximum<int64_t>(20 * 1024 / rows / vector_bytes, 1) * lanes<C>;
+}
+
+// The system zeroes fresh memory 2 MB at a time, and all channels of an image are written before the next tile: by then its
+// zeros are no longer in the caches, so these results go past them in either case.
+constexpr bool even_fresh = true;
+
+template <class T, Exponent exponent>
+void forward_planes(const LrnProblem& problem, const T* x, T* y, int threads) {
+  using C = Compute<T>;
+  const Window<C> window(problem);
+  const int64_t step = problem.spatial, tile = tile_pixels<C>(window.terms);
+  const Scratch<C> scratches(window.terms * tile, threads);
+  const bool past = put_past_caches(y, problem.n * problem.c, problem.spatial, even_fresh);
+  share_tiles(problem, tile, threads, [&](int id, int64_t offset, int64_t count, Range channels) {
+    Rows<C> squares(scratches.of_thread(id), window.terms, tile);
+    for (int64_t c = channels.begin + 1 - window.terms; c < channels.end; ++c) {
+      const int64_t newest = c + window.upper;
+      C* row = squares.advance();
+      if (newest >= 0 && newest < problem.c)
+        square_row(x + offset + newest * step, count, row);
+      else
+        zero_row(row, count);
+      if (c < channels.begin) continue;
+      const T* from = x + offset + c * step;
+      T* to = y + offset + c * step;
+      const T* next = x + offset + (newest + 1) * step;
+      with_terms(window.terms,
+                 [&](auto known) { normalise<exponent>(window, RowSum<known, C>(squares), from, to, count, next, past); });
+    }
+  });
+}
 
 template <class T, Exponent exponent>
 void backward_planes(const LrnProblem& problem, const T* x, const T* gy, T* gx, int threads) {
   using C = Compute<T>;
   const Window<C> window(problem);
-  const int64_t step = problem.spatial, terms = window.lower + window.upper + 1, owns = window.lower + 1;
-  // Rows of a tile that are kept: t of a window, and gy d^-beta of the channels whose window is not complete yet.
-  const int64_t rows = terms + owns, vectors = minimum<int64_t>(scratch_bytes / rows, 2048) / vector_bytes;
-  const int64_t tile = maximum<int64_t>(vectors, 1) * lanes<C>;
+  const int64_t step = problem.spatial, rows = 2 * window.terms + window.lower + 1, tile = tile_pixels<C>(rows);
   const Scratch<C> scratches(rows * tile, threads);
-  const bool past = put_past_caches(gx, problem.n * problem.c, problem.spatial);
+  const bool past = put_past_caches(gx, problem.n * problem.c, problem.spatial, even_fresh);
   share_tiles(problem, tile, threads, [&](int id, int64_t offset, int64_t count, Range channels) {
-    C* scratch = scratches.of_thread(id);
-    const auto term = [&](int64_t c) { return scratch + c % terms * tile; };
-    const auto own = [&](int64_t c) { return scratch + (terms + c % owns) * tile; };
-    const int64_t first = maximum<int64_t>(channels.begin - window.upper, 0), end = channels.end + window.lower;
-    for (int64_t c = first; c < end; ++c) {
-      if (c < problem.c) {
-        const int64_t before = minimum(window.lower, c), after = minimum(window.upper, problem.c - 1 - c);
-        const T* from = x + offset + c * step;
-        const T* gradient = gy + offset + c * step;
-        C* its_term = term(c);
-        C* its_own = own(c);
-        each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
-          const Vec<C> base = base_of(window, from + i, step, before, after, n);
-          const Vec<C> scaled = over_power<exponent>(load_part(gradient + i, n), base, window.beta);
-          store(its_own + i, scaled);
-          store(its_term + i, scaled * load_part(from + i, n) / base);
+    C* memory = scratches.of_thread(id);
+    Rows<C> squares(memory, window.terms, tile);
+    Rows<C> terms(memory + window.terms * tile, window.terms, tile);
+    Rows<C> own(memory + 2 * window.terms * tile, window.lower + 1, tile);
+    // The gradient of channel c needs the terms up to channel `centre`, and that one the squares up to `newest`.
+    for (int64_t c = channels.begin + 2 * (1 - window.terms); c < channels.end; ++c) {
+      const int64_t centre = c + window.lower, newest = centre + window.upper;
+      C* row = squares.advance();
+      if (newest >= 0 && newest < problem.c)
+        square_row(x + offset + newest * step, count, row);
+      else
+        zero_row(row, count);
+      if (c <= channels.begin - window.terms) continue;
+      C* its_own = own.advance();
+      C* its_terms = terms.advance();
+      if (centre >= 0 && centre < problem.c) {
+        const T* from = x + offset + centre * step;
+        const T* gradient = gy + offset + centre * step;
+        const T* next = x + offset + (newest + 1) * step;
+        with_terms(window.terms, [&](auto known) {
+          weigh<exponent>(window, RowSum<known, C>(squares), from, gradient, its_own, its_terms, count, next, gradient + step);
         });
+      } else {
+        zero_row(its_terms, count);
       }
-      const int64_t e = c - window.lower;
-      if (e < channels.begin) continue;
-      const int64_t begin = maximum<int64_t>(e - window.upper, 0), stop = minimum(c + 1, problem.c);
-      const T* from = x + offset + e * step;
-      const C* its_own = own(e);
-      T* to = gx + offset + e * step;
-      each_vector<C>(count, [&](int64_t i, int n) FASTCONV_INLINE_LAMBDA {
-        Vec<C> sum{};
-        int64_t slot = begin % terms;
-        for (int64_t j = begin; j < stop; ++j) {
-          sum += load(scratch + slot * tile + i);
-          slot = slot + 1 == terms ? 0 : slot + 1;
-        }
-        put(to + i, fma(splat(window.slope) * sum, load_part(from + i, n), load(its_own + i)), n, past);
-      });
+      if (c < channels.begin) continue;
+      const T* from = x + offset + c * step;
+      T* to = gx + offset + c * step;
+      with_terms(window.terms,
+                 [&](auto known) { differentiate(window, RowSum<known, C>(terms), own[0], from, to, count, past); });
     }
   });
 }
 
-// NHWC: pixels are taken a few at a time, and their channels in chunks; a chunk is copied with its neighbours, zeros beyond the
-// ends.
+// The sum of neighbours, from the i-th on.
+template <int known, class C>
+struct NeighbourSum {
+  const C* first;
+  int64_t terms;
+  FASTCONV_INLINE Vec<C> operator()(int64_t i) const {
+    return sum_of<known>(terms, [&](int64_t j) FASTCONV_INLINE_LAMBDA { return load(first + i + j); });
+  }
+};
+
+// NHWC: pixels are taken a few at a time, so that no sum reads what has just been written, and their channels in chunks. Of a
+// chunk and its neighbours copies are kept: squares and terms, zeros beyond the ends.
 struct Chunks {
   int64_t reach;   // neighbours needed before and after a chunk
   int64_t length;  // channels of a chunk
@@ -245,7 +357,7 @@ struct Chunks {
 template <class C>
 Chunks chunks_of(const LrnProblem& problem, int64_t reach, int64_t buffers) {
   constexpr int64_t step = lanes<C>;
-  const int64_t room = scratch_bytes / int64_t(sizeof(C)) / buffers, margin = 2 * reach + 2 * step;
+  const int64_t room = 8 * 1024 / int64_t(sizeof(C)) / buffers, margin = 2 * reach + 2 * step;
   const int64_t length = minimum(problem.c, maximum<int64_t>(room - margin, 256)), pitch = length + margin;
   return {reach, length, pitch, maximum<int64_t>(room / pitch, 1)};
 }
@@ -265,19 +377,14 @@ void share_pixels(const LrnProblem& problem, const Chunks& chunks, int threads, 
   });
 }
 
-// copy[i] = x[c - reach + i] for channels there are, else 0; 0 <= i < count + 2 * reach.
+// squares[i] = x[c - reach + i]^2 for channels there are, else 0; 0 <= i < count + 2 * reach.
 template <class T>
-void copy_chunk(const LrnProblem& problem, const Chunks& chunks, const T* x, int64_t c, int64_t count, Compute<T>* copy) {
-  using C = Compute<T>;
+void square_chunk(const LrnProblem& problem, const Chunks& chunks, const T* x, int64_t c, int64_t count, Compute<T>* squares) {
   const int64_t begin = maximum<int64_t>(c - chunks.reach, 0), end = minimum(c + count + chunks.reach, problem.c);
-  const int64_t skipped = begin - (c - chunks.reach);
-  for (int64_t i = 0; i < skipped; i += lanes<C>) store(copy + i, Vec<C>{});
-  int64_t i = skipped;
-  each_vector<C>(end - begin, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
-    store(copy + skipped + j, load_part(x + begin + j, n));
-    i += lanes<C>;
-  });
-  for (; i < count + 2 * chunks.reach; i += lanes<C>) store(copy + i, Vec<C>{});
+  const int64_t skipped = begin - (c - chunks.reach), filled = skipped + end - begin;
+  zero_row(squares, skipped);
+  square_row(x + begin, end - begin, squares + skipped);
+  zero_row(squares + filled, count + 2 * chunks.reach - filled);
 }
 
 template <class T, Exponent exponent>
@@ -288,17 +395,16 @@ void forward_pixels(const LrnProblem& problem, const T* x, T* y, int threads) {
   const Scratch<C> scratches(chunks.group * chunks.pitch, threads);
   const bool past = put_past_caches(y, problem.n * problem.spatial, problem.c);
   share_pixels<C>(problem, chunks, threads, [&](int id, int64_t pixel, int64_t pixels, int64_t c, int64_t count) {
-    C* copies = scratches.of_thread(id);
+    C* squares = scratches.of_thread(id);
     for (int64_t i = 0; i < pixels; ++i)
-      copy_chunk(problem, chunks, x + (pixel + i) * problem.c, c, count, copies + i * chunks.pitch);
-    for (int64_t i = 0; i < pixels; ++i) {
-      const C* copy = copies + i * chunks.pitch + chunks.reach;
-      T* to = y + (pixel + i) * problem.c + c;
-      each_vector<C>(count, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
-        const Vec<C> base = base_of(window, copy + j, 1, window.lower, window.upper, lanes<C>);
-        put(to + j, over_power<exponent>(load(copy + j), base, window.beta), n, past);
-      });
-    }
+      square_chunk(problem, chunks, x + (pixel + i) * problem.c, c, count, squares + i * chunks.pitch);
+    with_terms(window.terms, [&](auto known) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        const NeighbourSum<known, C> sum{squares + i * chunks.pitch, window.terms};
+        const int64_t at = (pixel + i) * problem.c + c;
+        normalise<exponent>(window, sum, x + at, y + at, count, x + at, past);
+      }
+    });
   });
 }
 
@@ -306,49 +412,36 @@ template <class T, Exponent exponent>
 void backward_pixels(const LrnProblem& problem, const T* x, const T* gy, T* gx, int threads) {
   using C = Compute<T>;
   const Window<C> window(problem);
-  // A gradient needs the terms of window.upper channels before it and window.lower after, and those the windows' inputs.
+  // A gradient needs the terms of window.upper channels before it and window.lower after, and those the windows' squares.
   const int64_t margin = window.lower;
   const Chunks chunks = chunks_of<C>(problem, 2 * margin, 3);
   const int64_t buffer = chunks.group * chunks.pitch;
   const Scratch<C> scratches(3 * buffer, threads);
   const bool past = put_past_caches(gx, problem.n * problem.spatial, problem.c);
   share_pixels<C>(problem, chunks, threads, [&](int id, int64_t pixel, int64_t pixels, int64_t c, int64_t count) {
-    C* copies = scratches.of_thread(id);
-    C* terms = copies + buffer;
-    C* owns = terms + buffer;
+    C* squares = scratches.of_thread(id);
+    C* terms = squares + buffer;
+    C* own = terms + buffer;
     for (int64_t i = 0; i < pixels; ++i)
-      copy_chunk(problem, chunks, x + (pixel + i) * problem.c, c, count, copies + i * chunks.pitch);
+      square_chunk(problem, chunks, x + (pixel + i) * problem.c, c, count, squares + i * chunks.pitch);
     const int64_t begin = maximum<int64_t>(c - margin, 0), end = minimum(c + count + margin, problem.c);
-    const int64_t skipped = begin - (c - margin);
-    for (int64_t i = 0; i < pixels; ++i) {
-      const C* copy = copies + i * chunks.pitch + margin + skipped;
-      C* term = terms + i * chunks.pitch;
-      C* own = owns + i * chunks.pitch + skipped;
-      const T* gradient = gy + (pixel + i) * problem.c + begin;
-      for (int64_t j = 0; j < skipped; j += lanes<C>) store(term + j, Vec<C>{});
-      int64_t filled = skipped;
-      each_vector<C>(end - begin, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
-        const Vec<C> base = base_of(window, copy + j, 1, window.lower, window.upper, lanes<C>);
-        const Vec<C> scaled = over_power<exponent>(load_part(gradient + j, n), base, window.beta);
-        store(own + j, scaled);
-        const Vec<C> value = scaled * load(copy + j) / base;
-        const Mask<C> inside = lane_numbers<C>() < splat_code<C>(n);
-        store(term + skipped + j, n == lanes<C> ? value : inside ? value : Vec<C>{});
-        filled += lanes<C>;
-      });
-      for (; filled < count + 2 * margin; filled += lanes<C>) store(term + filled, Vec<C>{});
-    }
-    for (int64_t i = 0; i < pixels; ++i) {
-      const C* copy = copies + i * chunks.pitch + 2 * margin;
-      const C* term = terms + i * chunks.pitch + margin;
-      const C* own = owns + i * chunks.pitch + margin;
-      T* to = gx + (pixel + i) * problem.c + c;
-      each_vector<C>(count, [&](int64_t j, int n) FASTCONV_INLINE_LAMBDA {
-        Vec<C> sum{};
-        for (int64_t s = -window.upper; s <= window.lower; ++s) sum += load(term + j + s);
-        put(to + j, fma(splat(window.slope) * sum, load(copy + j), load(own + j)), n, past);
-      });
-    }
+    const int64_t skipped = begin - (c - margin), filled = skipped + end - begin;
+    with_terms(window.terms, [&](auto known) {
+      for (int64_t i = 0; i < pixels; ++i) {
+        const NeighbourSum<known, C> sum{squares + i * chunks.pitch + skipped + margin - window.lower, window.terms};
+        const int64_t at = (pixel + i) * problem.c + begin;
+        C* its_terms = terms + i * chunks.pitch;
+        zero_row(its_terms, skipped);
+        weigh<exponent>(window, sum, x + at, gy + at, own + i * chunks.pitch + skipped, its_terms + skipped, end - begin,
+                        x + at, gy + at);
+        zero_row(its_terms + filled, count + 2 * margin - filled);
+      }
+      for (int64_t i = 0; i < pixels; ++i) {
+        const NeighbourSum<known, C> sum{terms + i * chunks.pitch + margin - window.upper, window.terms};
+        const int64_t at = (pixel + i) * problem.c + c;
+        differentiate(window, sum, own + i * chunks.pitch + margin, x + at, gx + at, count, past);
+      }
+    });
   });
 }
 

@@ -56,9 +56,9 @@ inline void put_row(const Compute<T>* from, T* to, int64_t count, bool past) {
 
 // Whether `rows` rows of results can be written past the caches by put(): vectors that follow each other, all of them whole.
 template <class T>
-inline bool put_past_caches(T* to, int64_t rows, int64_t row) {
+inline bool put_past_caches(T* to, int64_t rows, int64_t row, bool even_fresh = false) {
   return std::is_same_v<T, Compute<T>> && row % lanes<T> == 0 && reinterpret_cast<uintptr_t>(to) % vector_bytes == 0 &&
-         past_caches(to, rows * row * int64_t(sizeof(T)));
+         past_caches(to, rows * row * int64_t(sizeof(T)), even_fresh);
 }
 template <class T>
 FASTCONV_INLINE void put(T* to, Vec<Compute<T>> v, int n, bool past) {

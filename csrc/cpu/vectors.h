@@ -39,7 +39,11 @@ FASTCONV_INLINE bool any(Mask<C> mask) {
 }
 template <class C>
 FASTCONV_INLINE bool all(Mask<C> mask) {
+#if FASTCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return _mm256_testc_si256((__m256i)mask, _mm256_set1_epi32(-1));
+#else
   return !any<C>(~mask);
+#endif
 }
 
 // The first n elements; n == lanes costs nothing more where n is a constant.

@@ -140,7 +140,34 @@ DIRECT = [
     Conv("lenet_c5", 3, 16, 5, 5, 32, 5, 5),
 ]
 
-SMALL_GROUPS = DEPTHWISE + DIRECT
+GROUPED = [
+    # Packs of groups whose channels fill a vector, the last one not, and every way in which taps share an input.
+    *(
+        grouped(f"packs_{groups}_of_{c}_taps_{s}_stride_{stride}", groups, c, c, 5, 11, 2, s, stride=(1, stride))
+        for groups, c, s, stride in [
+            (9, 2, 3, 1),
+            (5, 4, 3, 1),
+            (3, 8, 3, 1),
+            (13, 2, 3, 2),
+            (7, 4, 3, 2),
+            (3, 8, 3, 2),
+            (5, 2, 2, 1),
+            (5, 4, 4, 1),
+            (3, 8, 2, 1),
+            (3, 4, 5, 1),
+            (5, 4, 6, 2),
+            (3, 4, 3, 3),
+            (3, 2, 1, 2),
+        ]
+    ),
+    # Every length of a tile, of one vector and of two.
+    *(grouped(f"tile_{w}", 2, 8, 8, 2, w, 2, 3, n=1) for w in (*range(1, 14), 25)),
+    *(grouped(f"wide_tile_{w}", 1, 16, 16, 2, w, 2, 3, n=1) for w in (*range(1, 8), 15)),
+    grouped("packs_dilated", 5, 4, 4, 7, 9, 3, 3, dilation=(1, 2), padding=((1, 1), (2, 2))),
+    grouped("bands", 2, 8, 8, 70, 33, 3, 3, n=1),
+]
+
+SMALL_GROUPS = DEPTHWISE + DIRECT + GROUPED
 
 
 def configurations(case: Conv, primitive: str, dtypes=(torch.float32, torch.float64), threads=(1, 3)) -> list:
@@ -172,6 +199,8 @@ SAME_BITS = [
     depthwise("multiplier_2", 5, 9, 9, 3, 3, 2, n=5),
     grouped("4", 6, 4, 4, 13, 15, 3, 3, n=5),
     grouped("5_to_7_strided", 2, 5, 7, 12, 13, 3, 3, n=5, stride=(2, 2)),
+    grouped("8", 3, 8, 8, 13, 15, 3, 3, n=5),
+    grouped("16", 2, 16, 16, 9, 10, 3, 3, n=5),
 ]
 
 

@@ -71,8 +71,8 @@ bool winograd_applies(const ConvProblem& p) {
 
 // Whether transforms are few beside the products, as docs/cpu-kernels.md measures it.
 inline bool enough_channels(const ConvProblem& p) {
-  const int64_t least = p.dilation_h > 1 || p.dilation_w > 1 ? 32 : 16;
-  return p.c / p.groups >= least && p.k / p.groups >= least;
+  const int64_t least = p.dilation_h > 1 || p.dilation_w > 1 ? 32 : 16, c = p.c / p.groups, k = p.k / p.groups;
+  return c >= least && k >= least && (p.groups == 1 || c > 16 || k > 16);
 }
 
 // x or y of a problem, without padding.

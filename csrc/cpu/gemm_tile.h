@@ -7,8 +7,9 @@
 
 namespace fastconv::cpu::FASTCONV_ISA {
 
-// acc[i][v] = the sum over e of a[e][i] * b[e][v]: `a` holds `rows` numbers a step, `b` as many as fit in `vectors` vectors.
-template <class T, int rows, int vectors>
+// acc[i][v] = the sum over e of a[e][i] * b[e][v]: `b` holds as many numbers a step as fit in `vectors` vectors, `a` has `rows`
+// of them, `row` apart, and the next ones after `step`.
+template <class T, int rows, int vectors, int64_t row = 1, int64_t step = rows>
 inline __attribute__((always_inline)) void multiply_tile(int64_t count, const T* a, const T* b, Vec<T> (&acc)[rows][vectors]) {
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
@@ -20,11 +21,11 @@ inline __attribute__((always_inline)) void multiply_tile(int64_t count, const T*
     for (int v = 0; v < vectors; ++v) column[v] = load(b + v * lanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const Vec<T> value = splat(a[i]);
+      const Vec<T> value = splat(a[i * row]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) acc[i][v] = fma(value, column[v], acc[i][v]);
     }
-    a += rows;
+    a += step;
     b += vectors * lanes<T>;
   }
 }

@@ -226,7 +226,7 @@ class PaddedRows {
     }
   }
 
-  // As read_taps, but lanes without a pixel hold anything.
+  // As read_taps.
   void read(const PixelGrid& grid, const PixelVector<T>& pixels, int64_t begin, int64_t end, T* dst, int64_t dst_step) const {
     if (begin >= end) return;
     const T* from[lanes<T>];
@@ -238,6 +238,8 @@ class PaddedRows {
       from[i] = rows_ + (piece.n * image_rows_ + piece.row * grid.stride_h - top_) * row_ + piece.column - piece.lane;
       later[i] = lane >= piece.lane;
     }
+    const auto& last = pixels.pieces[maximum(pixels.count - 1, 0)];
+    const Mask<T> used = lane < (pixels.count ? last.lane + last.length : 0);
     const int64_t taps = grid.taps();
     int64_t plane = begin / taps * plane_;
     for (int64_t tap = begin % taps, e = begin; e < end; ++e, dst += dst_step) {
@@ -245,7 +247,7 @@ class PaddedRows {
       Vec<T> v{};
       if (pixels.count) v = load(from[0] + offset);
       for (int i = 1; i < pixels.count; ++i) v = later[i] ? load(from[i] + offset) : v;
-      store(dst, v);
+      store(dst, used ? v : Vec<T>{});
       if (++tap == taps) tap = 0, plane += plane_;
     }
   }

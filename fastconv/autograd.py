@@ -20,9 +20,8 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
 
-from fastconv import checks, device, ops
+from fastconv import _C, checks, device, ops
 from fastconv.checks import Ints
-from fastconv.device import Target
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -31,7 +30,7 @@ _key_is_included = torch._C._dispatch_tls_is_dispatch_key_included
 # The older vmap, behind torch.autograd.grad(is_grads_batched=True): its tensors are of type Tensor.
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 _is_grad_enabled = torch.is_grad_enabled
-_current = device.current.get
+_first_order = _C.first_order
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
@@ -42,6 +41,7 @@ def transforming() -> bool:
 
 
 def _nothing_watches() -> bool:
+    """Whether no tracer, dispatch mode, transform of torch.func or forward-mode differentiation is at work."""
     return not (
         _transforms_active()
         or forward_ad._current_level >= 0
@@ -556,41 +556,49 @@ def _lrn_second(x: Tensor, gy: Tensor, v: Tensor, size: int, alpha: float, beta:
 
 # ---- the short way: plain tensors, whose call is already made ready
 #
-# `eager` says whether it may be taken. `ready` is what `functional` found in its cache: the call; the operator's
-# parameters, for when backward cannot take the short way because a graph of the gradient is wanted (create_graph) or
-# something watches; and the parameters as they were given, by which the cache was searched.
+# `eager` says whether it may be taken. `ready` is what `functional` found: the call; and the operator's parameters, for
+# when backward cannot take the short way because a graph of the gradient is wanted (create_graph) or something watches.
 #
 # Between calls of torch every step here is cold for the processor: it costs twice what a loop around it would say.
-# So tests are written out rather than called, and a tensor is asked for nothing twice.
+# So what is asked in every call is asked in C++ (csrc/ready.cpp), which Python tells below what that is.
 
 Call = TypeVar("Call", ops.ConvCall, ops.PoolCall, ops.LrnCall)
-Ready: TypeAlias = tuple[Call, tuple[Any, ...], tuple[Any, ...]]
+Ready: TypeAlias = tuple[Call, tuple[Any, ...]]
 
 
-def eager(t: Tensor, *others: Tensor) -> Target | None:
-    """Where a call goes, if nothing but plain tensors on one device and plain execution is involved."""
-    if type(t) not in PLAIN or not t.is_cpu or t.is_neg():
-        return _eager_on_gpu(t, *others)
-    for other in others:
-        if type(other) not in PLAIN or not other.is_cpu or other.is_neg():
-            return _eager_on_gpu(t, *others)
-    if (
-        _transforms_active()
-        or forward_ad._current_level >= 0
-        or _dispatch_modes()
-        or _is_tracing()
-        or _key_is_included(_VMAP_MODE)
-    ):
-        return None
-    target = _current()
-    return target if target.simulation is None else device.now(target)
+def eager(*tensors: Tensor | None) -> bool:
+    """Whether nothing but plain tensors on one device and plain execution is involved."""
+    if not (all(map(_plain, tensors)) and _nothing_watches()):
+        return False
+    places = {t.device for t in tensors if t is not None}
+    return len(places) == 1 and (device.CUDA or places.pop().type == "cpu")
 
 
-def _eager_on_gpu(*tensors: Tensor) -> Target | None:
-    plain = all(type(t) in PLAIN and t.is_cuda and not t.is_neg() for t in tensors)
-    if not (device.CUDA and plain and len({t.get_device() for t in tensors}) == 1 and _nothing_watches()):
-        return None
-    return device.target_of(tensors[0])
+def _dispatch_keys_tell() -> bool:
+    """Whether the native module sees torch's state of dispatch change. Else it asks `_nothing_watches` each time."""
+    before = _C.dispatch_keys()
+    with torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.Python):
+        return before is not None and _C.dispatch_keys() not in (None, before)
+
+
+def connect(dispatch_keys_tell: bool) -> None:
+    """Gives the native module what it asks in every call."""
+    _C.connect(
+        exchange=Tensor.__dlpack_c_exchange_api__,
+        tensor=Tensor,
+        parameter=torch.nn.Parameter,
+        forward_levels=vars(forward_ad),
+        nothing_watches=_nothing_watches,
+        is_grad_enabled=_is_grad_enabled,
+        empty_like=torch.empty_like,
+        dispatch_keys_tell=dispatch_keys_tell,
+        threads=torch.get_num_threads,
+        current_target=device.current,
+        target_of=device.target_of,
+    )
+
+
+connect(_dispatch_keys_tell())
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -599,19 +607,6 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
             if t is not None and t.requires_grad:
                 return True
     return False
-
-
-def _first_order(gradient: Tensor) -> bool:
-    return not (
-        _is_grad_enabled()
-        or type(gradient) not in PLAIN
-        or gradient.is_neg()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or _dispatch_modes()
-        or _is_tracing()
-        or _key_is_included(_VMAP_MODE)
-    )
 
 
 def _direct_apply(function: type[Function]) -> Any:
@@ -634,7 +629,7 @@ class EagerConv(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
         along_x, along_w, along_b, _ = ctx.needs_input_grad
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if not _first_order(gy):
             return *conv_gradients((along_x, along_w, along_b), gy, x, w, args), None
         gx = ready.input_gradient(gy, w, None) if along_x else None
@@ -657,7 +652,7 @@ class EagerConvTranspose(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         gy, w = ctx.saved_tensors
         along_gy, along_w, along_b, _ = ctx.needs_input_grad
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if not _first_order(v):
             return *conv_transpose_gradients((along_gy, along_w, along_b), v, gy, w, args), None
         gx = ready.forward(v, w, None) if along_gy else None
@@ -669,7 +664,7 @@ class EagerMaxPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ready: Ready[ops.PoolCall]) -> Tensor:
         call = ready[0]
-        y, index = call.max_with_index(x, call.kind)
+        y, index = call.max_with_index[call.kind](x)
         ctx.save_for_backward(index)
         ctx.ready = ready
         return y
@@ -677,7 +672,7 @@ class EagerMaxPool(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if _first_order(gy):
             return ready.max_backward(gy, index, ready.kind), None
         return call(ops.max_pool_backward, gy, index, ready.x_shape[2:], *args), None
@@ -686,7 +681,7 @@ class EagerMaxPool(Function):
 class EagerMaxPoolWithIndices(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ready: Ready[ops.PoolCall]) -> tuple[Tensor, Tensor]:
-        y, index = ready[0].max_with_index(x, "plane")
+        y, index = ready[0].max_with_index["plane"](x)
         ctx.save_for_backward(index)
         ctx.ready = ready
         ctx.mark_non_differentiable(index)
@@ -695,7 +690,7 @@ class EagerMaxPoolWithIndices(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor, _: Any) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if _first_order(gy):
             return ready.max_backward(gy, index, "plane"), None
         return call(ops.max_pool_backward, gy, index, ready.x_shape[2:], *args), None
@@ -709,7 +704,7 @@ class EagerAveragePool(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if _first_order(gy):
             return ready.average_backward(gy), None
         return call(ops.average_pool_backward, gy, ready.x_shape[2:], *args), None
@@ -725,7 +720,7 @@ class EagerLrn(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
-        ready, args, _ = ctx.ready
+        ready, args = ctx.ready
         if _first_order(gy):
             return ready.backward(gy, x), None
         return call(ops.lrn_backward, gy, x, *args), None

@@ -17,6 +17,7 @@ CUDA = hasattr(_C, "cuda")  # built with nvcc
 SIMULATED_MULTIPROCESSORS = 4  # few, so that small problems are cut as large ones are on a GPU
 DEVICE_FUNCTIONS = (
     "max_pool_forward",
+    "max_pool_forward_with_index",
     "max_pool_backward",
     "max_pool_gather",
     "average_pool_forward",
@@ -66,6 +67,7 @@ class Device:
     """
 
     max_pool_forward: Callable[..., None]
+    max_pool_forward_with_index: Callable[..., None]
     max_pool_backward: Callable[..., bool]
     max_pool_gather: Callable[..., bool]
     average_pool_forward: Callable[..., None]

@@ -35,7 +35,7 @@ class Frozen:
 weights: dict[int, Frozen] = {}  # by the identity of the weight, while it lives
 
 
-def packed(w: Tensor, packing: tuple[Hashable, Any], scratch: int) -> Tensor | None:
+def packed(w: Tensor, packing: tuple[Hashable, Any], scratch: Tensor | None) -> Tensor | None:
     """What a plan makes of `w`, if that is frozen. `packing`: a key, the same where the result is, and the plan."""
     key, plan = packing
     frozen = weights.get(id(w))
@@ -50,7 +50,7 @@ def packed(w: Tensor, packing: tuple[Hashable, Any], scratch: int) -> Tensor | N
         if len(frozen.forms) >= FORMS:
             return None
         form = torch.empty(plan.packed_bytes, dtype=torch.uint8, device="cpu")
-        plan.pack(address, form.data_ptr(), scratch)
+        plan.pack(w, form, scratch)
         frozen.forms[key] = form
     return form
 

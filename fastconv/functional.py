@@ -9,17 +9,15 @@ ValueError for integers beyond 64 bits; NotImplementedError for a dtype or devic
 """
 
 from collections.abc import Sequence
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
-from fastconv import autograd, checks, ops
+from fastconv import _C, autograd, checks, ops
 from fastconv.autograd import Ready, call, eager, wants_gradient
-from fastconv.ops import Cache
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -37,70 +35,17 @@ __all__ = [
     "max_pool2d",
 ]
 
-_threads = torch.get_num_threads
 _is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
 
-# Calls made ready (autograd.Ready), by everything about the arguments but the addresses, first the parameters as given:
-# a second call with equal arguments skips all checks.
-_ready = Cache()
+# Calls made ready (autograd.Ready) are found by their arguments: a second call with equal ones skips all checks.
+_find = _C.find
+_keep = _C.keep
 
 
-def _look_up(operator: str, dims: int, x: Tensor, given: tuple[Any, ...]) -> tuple[Any, Any]:
-    """(what is ready for a call or None, its key). No key: something watches, so that an operator is to be called."""
-    if is_compiling() or (target := eager(x)) is None:
-        return None, None
-    key = (given, operator, dims, x.shape, x.stride(), x.dtype, _threads(), target)
-    try:
-        found = _ready[key]
-        if all(map(is_, found[2], given)):
-            return found, key
-    except (KeyError, TypeError):
-        pass
-    return _look_up_carefully(key)
-
-
-def _look_up_conv(
-    operator: str, dims: int, x: Tensor, w: Tensor, b: Tensor | None, given: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """The same for a convolution."""
-    if is_compiling() or (target := (eager(x, w) if b is None else eager(x, w, b))) is None:
-        return None, None
-    key = (
-        given, operator, dims, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype,
-        None if b is None else (b.shape, b.dtype), _threads(), target,
-    )  # fmt: skip
-    try:
-        found = _ready[key]
-        if all(map(is_, found[2], given)):
-            return found, key
-    except (KeyError, TypeError):
-        pass
-    return _look_up_carefully(key)
-
-
-def _look_up_carefully(key: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """The same where parameters may be lists, or equal to others without being the same objects."""
-    try:
-        hash(key)
-    except TypeError:
-        key = _hashable(key)
-    try:
-        found = _ready.get(key)
-    except TypeError:  # a bad argument, which the checks will name
-        return None, key
-    # True == 1 == 1.0, which are not equally valid.
-    return (None if found is None or _kind(found[2]) != _kind(key[0]) else found), key
-
-
-def _kind(value: Any) -> Any:
-    """The type of a value, or those of the values in a sequence."""
-    kind = type(value)
-    return tuple(map(_kind, value)) if kind is tuple or kind is list else kind
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+def _watched(*tensors: Tensor | None) -> bool:
+    """Whether something looks on or takes part, so that an operator is to be called."""
+    return is_compiling() or not eager(*tensors)
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -123,14 +68,16 @@ def _conv(
 ) -> Tensor:
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
-    found, key = _look_up_conv("conv", dims, x, w, b, (stride, padding, dilation, groups))
+    key = "conv", dims, x, w, b, stride, padding, dilation, groups
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         args = checks.conv(dims, x, w, b, stride, padding, dilation, groups)
         if x.dim() == dims + 1:
             return _conv(dims, x.unsqueeze(0), w, b, stride, padding, dilation, groups).squeeze(0)
-        if key is None:
+        if _watched(x, w, b):
             return call(ops.conv_forward, x, w, b, *args)
-        found = _ready[key] = ops.conv_forward_call(x, w, b, *args), args, key[0]
+        found = ops.conv_forward_call(x, w, b, *args), args
+        _keep(found, *key)
     if wants_gradient(x, w, b):
         return autograd.eager_conv(x, w, b, found)
     return found[0].forward(x, w, b)
@@ -149,17 +96,18 @@ def _conv_transpose(
 ) -> Tensor:
     if _is_autocast_enabled():
         x, w, b = _autocast(x, w, b)
-    given = stride, padding, output_padding, groups, dilation
-    found, key = _look_up_conv("conv_transpose", dims, x, w, b, given)
+    key = "conv_transpose", dims, x, w, b, stride, padding, output_padding, groups, dilation
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         size, *rest = checks.conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation)
         args: tuple[Any, ...] = tuple(rest)
         if x.dim() == dims + 1:
             x = x.unsqueeze(0)
             return _conv_transpose(dims, x, w, b, stride, padding, output_padding, groups, dilation).squeeze(0)
-        if key is None:
+        if _watched(x, w, b):
             return call(ops.conv_input_gradient, x, w, b, size, *args)
-        found = _ready[key] = ops.conv_input_gradient_call(x, w, b, size, *args), args, key[0]
+        found = ops.conv_input_gradient_call(x, w, b, size, *args), args
+        _keep(found, *key)
     if wants_gradient(x, w, b):
         return autograd.eager_conv_transpose(x, w, b, found)
     return found[0].input_gradient(x, w, b)
@@ -391,7 +339,8 @@ def _max_pool(
     ceil_mode: Any,
     return_indices: Any,
 ) -> Any:
-    found, key = _look_up("max_pool", dims, x, (kernel_size, stride, padding, dilation, ceil_mode))
+    key = "max_pool", dims, x, kernel_size, stride, padding, dilation, ceil_mode
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         checks.pool_input(dims, x)
         checks.boolean("ceil_mode", ceil_mode)
@@ -401,9 +350,10 @@ def _max_pool(
             out = _max_pool(dims, x.unsqueeze(0), kernel_size, stride, padding, dilation, ceil_mode, return_indices)
             return tuple(t.squeeze(0) for t in out) if return_indices else out.squeeze(0)
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), dilations)
-        if key is None:
+        if _watched(x):
             return _max_pool_watched(x, size, args, return_indices)
-        found = _ready[key] = ops.max_pool_call(x, size, *args), args, key[0]
+        found = ops.max_pool_call(x, size, *args), args
+        _keep(found, *key)
     return _max_pool_ready(x, found, return_indices)
 
 
@@ -419,20 +369,22 @@ def _max_pool_ready(x: Tensor, found: Ready[ops.PoolCall], return_indices: bool)
         if return_indices:
             return autograd.eager_max_pool_with_indices(x, found)
         return autograd.eager_max_pool(x, found)
-    return found[0].max_with_index(x, "plane") if return_indices else found[0].max(x)
+    return found[0].max_with_index["plane"](x) if return_indices else found[0].max(x)
 
 
 def _adaptive_max_pool(dims: int, x: Tensor, output_size: Any, return_indices: Any) -> Any:
-    found, key = _look_up("adaptive_max_pool", dims, x, (output_size,))
+    key = "adaptive_max_pool", dims, x, output_size
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1)
         if x.dim() == dims + 1:
             out = _adaptive_max_pool(dims, x.unsqueeze(0), output_size, return_indices)
             return tuple(t.squeeze(0) for t in out) if return_indices else out.squeeze(0)
         args: tuple[Any, ...] = ((), (), (), ())
-        if key is None:
+        if _watched(x):
             return _max_pool_watched(x, size, args, return_indices)
-        found = _ready[key] = ops.max_pool_call(x, size, *args), args, key[0]
+        found = ops.max_pool_call(x, size, *args), args
+        _keep(found, *key)
     return _max_pool_ready(x, found, return_indices)
 
 
@@ -446,8 +398,8 @@ def _average_pool(
     count_include_pad: Any,
     divisor: Any,
 ) -> Tensor:
-    given = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
-    found, key = _look_up("average_pool", dims, x, given)
+    key = "average_pool", dims, x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         checks.pool_input(dims, x)
         checks.boolean("ceil_mode", ceil_mode)
@@ -461,9 +413,10 @@ def _average_pool(
                 0
             )
         args = (kernel, strides, tuple(side for p in pads for side in (p, p)), count_include_pad, divisor_override)
-        if key is None:
+        if _watched(x):
             return call(ops.average_pool, x, size, *args)
-        found = _ready[key] = ops.average_pool_call(x, size, *args), args, key[0]
+        found = ops.average_pool_call(x, size, *args), args
+        _keep(found, *key)
     return _average_pool_ready(x, found)
 
 
@@ -474,15 +427,17 @@ def _average_pool_ready(x: Tensor, found: Ready[ops.PoolCall]) -> Tensor:
 
 
 def _adaptive_average_pool(dims: int, x: Tensor, output_size: Any) -> Tensor:
-    found, key = _look_up("adaptive_average_pool", dims, x, (output_size,))
+    key = "adaptive_average_pool", dims, x, output_size
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         size = checks.adaptive_size(dims, x, output_size, optional=dims > 1, empty_channels=True)
         if x.dim() == dims + 1:
             return _adaptive_average_pool(dims, x.unsqueeze(0), output_size).squeeze(0)
         args = ((), (), (), True, 0)
-        if key is None:
+        if _watched(x):
             return call(ops.average_pool, x, size, *args)
-        found = _ready[key] = ops.average_pool_call(x, size, *args), args, key[0]
+        found = ops.average_pool_call(x, size, *args), args
+        _keep(found, *key)
     return _average_pool_ready(x, found)
 
 
@@ -768,12 +723,14 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     """
     if has_torch_function_unary(input):
         return handle_torch_function(local_response_norm, (input,), input, size, alpha=alpha, beta=beta, k=k)
-    found, key = _look_up("local_response_norm", 0, input, (size, alpha, beta, k))
+    key = "local_response_norm", input, size, alpha, beta, k
+    found = None if is_dynamo_compiling() else _find(*key)
     if found is None:
         args = checks.lrn(input, size, alpha, beta, k)
-        if key is None:
+        if _watched(input):
             return call(ops.lrn, input, *args)
-        found = _ready[key] = ops.lrn_call(input, *args), args, key[0]
+        found = ops.lrn_call(input, *args), args
+        _keep(found, *key)
     if input.requires_grad and _is_grad_enabled():
         return autograd.eager_lrn(input, found)
     return found[0].forward(input)

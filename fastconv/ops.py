@@ -6,10 +6,10 @@ not depend on the addresses of its tensors, made once and cached, so that a call
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import torch
-from torch import Tensor, empty_like
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fastconv import _C, checks, frozen, tuning
@@ -38,6 +38,9 @@ class Cache(dict[Any, Any]):
         super().__setitem__(key, value)
 
 
+Output: TypeAlias = tuple[Ints, Ints, torch.dtype]  # shape, strides, dtype
+
+
 # ---- memory
 
 
@@ -63,7 +66,7 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> Ints:
     return torch.empty(tuple(shape), device="meta", memory_format=FORMATS[channels_last]).stride()
 
 
-def blank(t: Tensor, shape: Ints, strides: Ints, dtype: torch.dtype | None = None) -> Tensor:
+def blank(t: Tensor, shape: Ints, strides: Ints, dtype: torch.dtype) -> Tensor:
     """A tensor on t's device without memory: torch.empty_like of it is the fastest way to a tensor of such strides."""
     out = t.new_empty_strided(shape, strides, dtype=dtype)
     out.untyped_storage().resize_(0)
@@ -195,19 +198,15 @@ class ConvCall:
             t = t.contiguous(memory_format=self.format)
         if w.stride() != self.w_strides:
             w = w.contiguous(memory_format=self.w_format)
-        if b is None:
-            bias = 0
-        else:
-            b = b if _is_dense(b) else b.contiguous()
-            bias = b.data_ptr()
+        if b is not None and not _is_dense(b):
+            b = b.contiguous()
         run, size, packing = plan
         scratch = self.workspace(size) if size else None
-        work = 0 if scratch is None else scratch.data_ptr()
-        form = frozen.packed(w, packing, work) if packing and frozen.weights else None
+        form = frozen.packed(w, packing, scratch) if packing and frozen.weights else None
         if form is None:
-            run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), work)
+            run(t, w, b, out, scratch)
         else:
-            run(t.data_ptr(), w.data_ptr(), bias, out.data_ptr(), work, form.data_ptr())
+            run(t, w, b, out, scratch, form)
         return out
 
     def weight_gradient(self, gy: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -221,14 +220,7 @@ class ConvCall:
         if x.stride() != self.x_strides:
             x = x.contiguous(memory_format=self.format)
         run, size, _ = plan
-        scratch = self.workspace(size) if size else None
-        run(
-            gy.data_ptr(),
-            x.data_ptr(),
-            gw.data_ptr(),
-            0 if gb is None else gb.data_ptr(),
-            0 if scratch is None else scratch.data_ptr(),
-        )
+        run(gy, x, gw, gb, self.workspace(size) if size else None)
         return gw, gb
 
     def x_channel_sum(self, t: Tensor) -> Tensor:
@@ -411,20 +403,18 @@ class PoolCall:
     """Max or average pooling of an input, made ready. An empty kernel means adaptive windows."""
 
     __slots__ = (
+        "_gather",
+        "_max_backward",
+        "average",
+        "average_backward",
         "channels_last",
         "empty",
-        "format",
-        "index_like",
         "kind",
-        "native",
+        "max",
+        "max_with_index",
         "problem",
-        "threads",
-        "x_like",
         "x_shape",
         "x_strides",
-        "y_like",
-        "y_shape",
-        "y_strides",
     )
 
     def __init__(
@@ -442,16 +432,11 @@ class PoolCall:
         threads: int,
         target: Target,
     ) -> None:
-        self.native = target.native
-        self.x_shape, self.y_shape = x_shape, y_shape
-        self.x_strides, self.y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
-        self.channels_last, self.format = channels_last, FORMATS[channels_last]
+        self.x_shape = x_shape
+        self.x_strides, y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
+        self.channels_last = channels_last
         self.empty = 0 in y_shape
         self.kind = index_kind(kernel)
-        # Made when first needed, just before a tensor like it: then none takes memory that a call would not.
-        self.x_like: Tensor | None = None
-        self.y_like: Tensor | None = None
-        self.index_like: dict[str, Tensor] = {}
         self.problem = p = _C.PoolProblem()
         p.n, p.c = x_shape[:2]
         p.h, p.w = _pair(x_shape[2:], 1)
@@ -466,93 +451,49 @@ class PoolCall:
         p.layout, p.dtype = LAYOUTS[channels_last], DTYPES[dtype]
         p.validate()
         reads = _volume(kernel) if kernel else max(1, _volume(x_shape[2:]) // max(1, _volume(y_shape[2:])))
-        self.threads = _C.useful_threads(_volume(y_shape) * reads, threads)
+        threads = _C.useful_threads(_volume(y_shape) * reads, threads)
 
-    def _blank_x(self, t: Tensor) -> Tensor:
-        self.x_like = like = blank(t, self.x_shape, self.x_strides)
-        return like
+        x = x_shape, self.x_strides, dtype
+        y = y_shape, y_strides, dtype
+        native = target.native
 
-    def _blank_y(self, t: Tensor) -> Tensor:
-        self.y_like = like = blank(t, self.y_shape, self.y_strides)
-        return like
+        def kernel_of(function: Any, inputs: tuple[Ints, ...], *outputs: Output, index: Any = None) -> Any:
+            parameters = (p,) if index is None else (p, index)
+            function = None if self.empty else function
+            return _C.Kernel(function, parameters, inputs, outputs, threads, FORMATS[channels_last], blank)
 
-    def _blank_index(self, t: Tensor, kind: str) -> Tensor:
-        self.index_like[kind] = like = blank(t, self.y_shape, self.y_strides, INDEX_DTYPES[kind])
-        return like
+        self.max = kernel_of(native.max_pool_forward, x[1:2], y)
+        self.average = kernel_of(native.average_pool_forward, x[1:2], y)
+        self.average_backward = self._zeros if self.empty else kernel_of(native.average_pool_backward, y[1:2], x)
+        self.max_with_index, self._max_backward, self._gather = {}, {}, {}
+        for kind, index in INDEX_KINDS.items():
+            positions = y_shape, y_strides, INDEX_DTYPES[kind]
+            self.max_with_index[kind] = kernel_of(native.max_pool_forward_with_index, x[1:2], y, positions, index=index)
+            self._max_backward[kind] = kernel_of(native.max_pool_backward, (y_strides, y_strides), x, index=index)
+            self._gather[kind] = kernel_of(native.max_pool_gather, (self.x_strides, y_strides), y, index=index)
 
-    def max(self, x: Tensor) -> Tensor:
-        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
-        if not self.empty:
-            if x.stride() != self.x_strides:
-                x = x.contiguous(memory_format=self.format)
-            self.native.max_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), 0, NO_INDEX, self.threads)
-        return y
-
-    def max_with_index(self, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
-        index = empty_like(self._blank_index(x, kind) if (like := self.index_like.get(kind)) is None else like)
-        if not self.empty:
-            if x.stride() != self.x_strides:
-                x = x.contiguous(memory_format=self.format)
-            self.native.max_pool_forward(
-                self.problem, x.data_ptr(), y.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], self.threads
-            )
-        return y, index
+    def _zeros(self, gy: Tensor) -> Tensor:
+        return gy.new_empty_strided(self.x_shape, self.x_strides).zero_()
 
     def max_backward(self, gy: Tensor, index: Tensor, kind: str) -> Tensor:
-        gx = empty_like(self._blank_x(gy) if (like := self.x_like) is None else like)
         if self.empty:
-            return gx.zero_()
-        if gy.stride() != self.y_strides:
-            gy = gy.contiguous(memory_format=self.format)
-        if index.stride() != self.y_strides:
-            index = index.contiguous(memory_format=self.format)
-        if not self.native.max_pool_backward(
-            self.problem, gy.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], gx.data_ptr(), self.threads
-        ):
-            self._bad_index(index, kind)
-        return gx
+            return self._zeros(gy)
+        gx = self._max_backward[kind](gy, index)
+        return self._bad_index(index, kind) if gx is None else gx
 
     def gather(self, v: Tensor, index: Tensor, kind: str) -> Tensor:
-        y = empty_like(self._blank_y(v) if (like := self.y_like) is None else like)
-        if not self.empty:
-            if v.stride() != self.x_strides:
-                v = v.contiguous(memory_format=self.format)
-            if index.stride() != self.y_strides:
-                index = index.contiguous(memory_format=self.format)
-            if not self.native.max_pool_gather(
-                self.problem, v.data_ptr(), index.data_ptr(), INDEX_KINDS[kind], y.data_ptr(), self.threads
-            ):
-                self._bad_index(index, kind)
-        return y
+        y = self._gather[kind](v, index)
+        return self._bad_index(index, kind) if y is None else y
 
-    def _bad_index(self, index: Tensor, kind: str) -> None:
+    def _bad_index(self, index: Tensor, kind: str) -> NoReturn:
         limit = _volume(self.x_shape[2:])
         expected = (
             f"positions inside the input plane of {limit}" if kind == "plane" else "positions inside their windows"
         )
         checks.fail("index", expected, f"values from {index.min().item()} to {index.max().item()}")
 
-    def average(self, x: Tensor) -> Tensor:
-        y = empty_like(self._blank_y(x) if (like := self.y_like) is None else like)
-        if not self.empty:
-            if x.stride() != self.x_strides:
-                x = x.contiguous(memory_format=self.format)
-            self.native.average_pool_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
-        return y
-
-    def average_backward(self, gy: Tensor) -> Tensor:
-        gx = empty_like(self._blank_x(gy) if (like := self.x_like) is None else like)
-        if self.empty:
-            return gx.zero_()
-        if gy.stride() != self.y_strides:
-            gy = gy.contiguous(memory_format=self.format)
-        self.native.average_pool_backward(self.problem, gy.data_ptr(), gx.data_ptr(), self.threads)
-        return gx
-
 
 INDEX_DTYPES = {"window": torch.uint8, "plane": torch.int64}
-NO_INDEX = _C.MaxIndex.none
 INDEX_KINDS = {"window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
 
 
@@ -635,7 +576,7 @@ def max_pool_real(
 ) -> tuple[Tensor, Tensor]:
     _index_choice(index, kernel)
     call = max_pool_call(x, output_size, kernel, stride, padding, dilation)
-    return (call.max(x), x.new_empty(0, dtype=torch.uint8)) if index == "none" else call.max_with_index(x, index)
+    return (call.max(x), x.new_empty(0, dtype=torch.uint8)) if index == "none" else call.max_with_index[index](x)
 
 
 def _index_choice(index: str, kernel: Ints) -> None:
@@ -761,9 +702,9 @@ class ChannelSumCall:
             x = x.contiguous(memory_format=self.format)
         if self.planes is not None:
             sums = x.new_empty(x.shape[:2])
-            self.native.average_pool_forward(self.planes, x.data_ptr(), sums.data_ptr(), self.threads)
+            self.native.average_pool_forward(self.planes, x, sums, self.threads)
             x = sums
-        self.native.average_pool_forward(self.rows, x.data_ptr(), y.data_ptr(), self.threads)
+        self.native.average_pool_forward(self.rows, x, y, self.threads)
         return y
 
 
@@ -794,7 +735,7 @@ def channel_sum_fake(x: Tensor) -> Tensor:
 class LrnCall:
     """Local response normalisation of an input, made ready."""
 
-    __slots__ = ("format", "native", "problem", "shape", "strides", "threads")
+    __slots__ = ("backward", "forward")
 
     def __init__(
         self,
@@ -808,33 +749,17 @@ class LrnCall:
         threads: int,
         target: Target,
     ) -> None:
-        self.native = target.native
-        self.shape, self.strides = shape, dense_strides(shape, channels_last)
-        self.format = FORMATS[channels_last]
-        self.problem = p = _C.LrnProblem()
+        p = _C.LrnProblem()
         p.n, p.c, p.spatial = *shape[:2], _volume(shape[2:])
         p.size, p.alpha, p.beta, p.k = size, alpha / size, beta, k
         p.layout, p.dtype = LAYOUTS[channels_last], DTYPES[dtype]
         p.validate()
-        self.threads = _C.useful_threads(_volume(shape) * 16, threads)  # a power costs about 16 simple operations
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x.new_empty_strided(self.shape, self.strides)
-        if y.numel():
-            if x.stride() != self.strides:
-                x = x.contiguous(memory_format=self.format)
-            self.native.lrn_forward(self.problem, x.data_ptr(), y.data_ptr(), self.threads)
-        return y
-
-    def backward(self, gy: Tensor, x: Tensor) -> Tensor:
-        gx = gy.new_empty_strided(self.shape, self.strides)
-        if gx.numel():
-            if gy.stride() != self.strides:
-                gy = gy.contiguous(memory_format=self.format)
-            if x.stride() != self.strides:
-                x = x.contiguous(memory_format=self.format)
-            self.native.lrn_backward(self.problem, x.data_ptr(), gy.data_ptr(), gx.data_ptr(), self.threads)
-        return gx
+        threads = _C.useful_threads(_volume(shape) * 16, threads)  # a power costs about 16 simple operations
+        strides = dense_strides(shape, channels_last)
+        native, rest = target.native, (((shape, strides, dtype),), threads, FORMATS[channels_last], blank)
+        empty = 0 in shape
+        self.forward = _C.Kernel(None if empty else native.lrn_forward, (p,), (strides,), *rest)
+        self.backward = _C.Kernel(None if empty else native.lrn_backward, (p,), (strides, strides), *rest)
 
 
 _lrn_calls = Cache()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastconv import _C, device, functional, ops, tuning
+from fastconv import _C, device, ops, tuning
 from fastconv.convert import convert
 from fastconv.device import Algorithms, Target
 from fastconv.tuning import PRIMITIVES, Choice
@@ -145,7 +145,7 @@ def used_by(work: Callable[[], Any]) -> list[Problem]:
         for primitive in range(3)
         if call._plans[primitive]
     ]
-    functional._ready.clear()
+    _C.forget()
     ops._conv_calls.clear()
     return found
 

@@ -311,11 +311,11 @@ NATIVE_GROUPS = {
                 index = torch.zeros(2, 4, 7, 6, dtype=torch.int64)
                 index.view(-1)[57] = bad
                 gx = torch.empty(2, 4, 9, 8)
-                args = (index.data_ptr(), _C.MaxIndex.plane)
-                ok = survives(lambda: _C.max_pool_backward(problem, gy.data_ptr(), *args, gx.data_ptr(), threads), bad)
+                plane = _C.MaxIndex.plane
+                ok = survives(lambda: _C.max_pool_backward(problem, plane, gy, index, gx, threads), bad)
                 if ok is not False:
                     failures.append(f"backward accepted index {bad}")
-                ok = survives(lambda: _C.max_pool_gather(problem, gx.data_ptr(), *args, y.data_ptr(), threads), bad)
+                ok = survives(lambda: _C.max_pool_gather(problem, plane, gx, index, y, threads), bad)
                 if ok is not False:
                     failures.append(f"gather accepted index {bad}")
     """,

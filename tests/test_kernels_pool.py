@@ -10,7 +10,7 @@ from fastconv import _C
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-KINDS = {"none": _C.MaxIndex.none, "window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
+KINDS = {"window": _C.MaxIndex.window, "plane": _C.MaxIndex.plane}
 INDEX_DTYPES = {"none": None, "window": torch.uint8, "plane": torch.int64}
 GUARD = 64  # elements around every output that must keep their value
 
@@ -60,33 +60,35 @@ def pool_problem(x, out, *, kernel=1, stride=1, padding=0, dilation=1, include=T
 def max_forward(problem, x, kind, layout, threads=1):
     shape = (problem.n, problem.c, problem.p, problem.q)
     y = Guarded(shape, x.dtype, layout)
-    index = None if kind == "none" else Guarded(shape, INDEX_DTYPES[kind], layout)
-    address = index.tensor.data_ptr() if index else 0
-    _C.max_pool_forward(problem, x.data_ptr(), y.tensor.data_ptr(), address, KINDS[kind], threads)
-    return y.check(), index and index.check()
+    if kind == "none":
+        _C.max_pool_forward(problem, x, y.tensor, threads)
+        return y.check(), None
+    index = Guarded(shape, INDEX_DTYPES[kind], layout)
+    _C.max_pool_forward_with_index(problem, KINDS[kind], x, y.tensor, index.tensor, threads)
+    return y.check(), index.check()
 
 
 def max_backward(problem, gy, index, kind, layout, threads=1):
     gx = Guarded((problem.n, problem.c, problem.h, problem.w), gy.dtype, layout)
-    valid = _C.max_pool_backward(problem, gy.data_ptr(), index.data_ptr(), KINDS[kind], gx.tensor.data_ptr(), threads)
+    valid = _C.max_pool_backward(problem, KINDS[kind], gy, index, gx.tensor, threads)
     return valid, gx.check()
 
 
 def max_gather(problem, v, index, kind, layout, threads=1):
     y = Guarded((problem.n, problem.c, problem.p, problem.q), v.dtype, layout)
-    valid = _C.max_pool_gather(problem, v.data_ptr(), index.data_ptr(), KINDS[kind], y.tensor.data_ptr(), threads)
+    valid = _C.max_pool_gather(problem, KINDS[kind], v, index, y.tensor, threads)
     return valid, y.check()
 
 
 def average_forward(problem, x, layout, threads=1):
     y = Guarded((problem.n, problem.c, problem.p, problem.q), x.dtype, layout)
-    _C.average_pool_forward(problem, x.data_ptr(), y.tensor.data_ptr(), threads)
+    _C.average_pool_forward(problem, x, y.tensor, threads)
     return y.check()
 
 
 def average_backward(problem, gy, layout, threads=1):
     gx = Guarded((problem.n, problem.c, problem.h, problem.w), gy.dtype, layout)
-    _C.average_pool_backward(problem, gy.data_ptr(), gx.tensor.data_ptr(), threads)
+    _C.average_pool_backward(problem, gy, gx.tensor, threads)
     return gx.check()
 
 
@@ -162,7 +164,7 @@ def check_max(x, window, layout, kind, threads=1):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["NCHW", "NHWC"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["none", *KINDS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_max(window, dtype, kind, layout):
@@ -181,7 +183,7 @@ def test_max_of_special_values(window, dtype, layout):
         drawn = special[torch.randint(8 - share, 8, (1, 9, 11, 37), generator=generator)]
         drawn[0, 0] = -math.inf
         drawn[0, 1] = math.nan
-        for kind in KINDS:
+        for kind in ("none", *KINDS):
             check_max(drawn.contiguous(memory_format=layout), window, layout, kind)
 
 
@@ -350,8 +352,8 @@ def lrn_problem(x, size, alpha, beta, k, layout):
 
 def lrn(problem, x, gy, layout, threads=1):
     y, gx = Guarded(x.shape, x.dtype, layout), Guarded(x.shape, x.dtype, layout)
-    _C.lrn_forward(problem, x.data_ptr(), y.tensor.data_ptr(), threads)
-    _C.lrn_backward(problem, x.data_ptr(), gy.data_ptr(), gx.tensor.data_ptr(), threads)
+    _C.lrn_forward(problem, x, y.tensor, threads)
+    _C.lrn_backward(problem, gy, x, gx.tensor, threads)
     return y.check(), gx.check()
 
 
@@ -492,4 +494,4 @@ def test_window_index_needs_a_small_window():
     assert pool_problem(x, (26, 24), kernel=(15, 17), layout=torch.contiguous_format).fits_window_index is True
     problem = pool_problem(x, (25, 25), kernel=16, layout=torch.contiguous_format)
     with pytest.raises(ValueError, match="at most 255 positions"):
-        _C.max_pool_forward(problem, x.data_ptr(), x.data_ptr(), x.data_ptr(), _C.MaxIndex.window, 1)
+        _C.max_pool_forward_with_index(problem, _C.MaxIndex.window, x, x, x, 1)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fastconv
+from fastconv import _C, ops, tuning
 from fastconv import functional as F
-from fastconv import ops, tuning
 from fastconv.tune import Problem, Tuned, in_both_layouts, measure, tune, used_by
 
 CONV = {"stride": 1, "padding": 1}
@@ -33,7 +33,7 @@ def _fresh() -> Iterator[None]:
 def _forget() -> None:
     tuning._table.cache_clear()
     tuning._warn_of_inapplicable.cache_clear()
-    F._ready.clear()
+    _C.forget()
     ops._conv_calls.clear()
 
 

@@ -5,8 +5,9 @@
 // channels; the inputs of a chunk go to shared memory by cp.async, three chunks in flight, zeros where a tap lies in the
 // padding. Each thread accumulates its positions x channels in registers. A sum always runs in the same order, so its bits
 // depend on neither batch nor grid.
+#include "conv_implicit_gemm.cuh"
+
 #include "conv.h"
-#include "conv_gather.cuh"
 #include "conv_weight.cuh"
 #include "pipeline.cuh"
 
@@ -224,26 +225,36 @@ int64_t gather_workspace(const ConvProblem& p, Primitive primitive) {
   return packed_count(g, g.in_channels) * int64_t(sizeof(T));
 }
 
+}  // namespace
+
+template <class T>
+void gemm_gather(const char* name, const Gather& g, Layout layout, const T* x, const T* packed, const T* bias, T* y,
+                 void* stream) {
+  using X = Traits<T>;
+  if (g.positions() == 0) return;
+  const int64_t row_tiles = (g.positions() + X::rows - 1) / X::rows,
+                column_tiles = (g.out_channels + X::columns - 1) / X::columns;
+  const auto kernel = layout == Layout::channels_last ? gather_gemm<T, true> : gather_gemm<T, false>;
+  launch(name, kernel, dim3(blocks_for(row_tiles * column_tiles * g.groups, 1)), dim3(X::threads), X::shared_bytes, stream, g,
+         row_tiles, x, packed, bias, y);
+}
+template void gemm_gather(const char*, const Gather&, Layout, const float*, const float*, const float*, float*, void*);
+template void gemm_gather(const char*, const Gather&, Layout, const double*, const double*, const double*, double*, void*);
+
+namespace {
+
 template <class T>
 void run_gather(const ConvProblem& p, const ConvArgs& args, Primitive primitive) {
-  using X = Traits<T>;
   const bool forward = primitive == Primitive::forward;
   const Gather any = gather_of<T>(p, primitive, 0, 0);
   const T* packed = packed_weights<T>(static_cast<const T*>(args.w), packing_of(p, any, !forward, any.in_channels),
                                       args.workspace, args.stream);
   const int64_t phases_h = forward ? 1 : p.stride_h, phases_w = forward ? 1 : p.stride_w;
   for (int64_t h = 0; h < phases_h; ++h)
-    for (int64_t w = 0; w < phases_w; ++w) {
-      const Gather g = gather_of<T>(p, primitive, h, w);
-      if (g.positions() == 0) continue;
-      const int64_t row_tiles = (g.positions() + X::rows - 1) / X::rows,
-                    column_tiles = (g.out_channels + X::columns - 1) / X::columns;
-      const auto kernel = p.layout == Layout::channels_last ? gather_gemm<T, true> : gather_gemm<T, false>;
-      launch(forward ? "conv_forward_implicit_gemm" : "conv_input_gradient_implicit_gemm", kernel,
-             dim3(blocks_for(row_tiles * column_tiles * g.groups, 1)), dim3(X::threads), X::shared_bytes, args.stream, g,
-             row_tiles, static_cast<const T*>(forward ? args.x : args.gy), packed, static_cast<const T*>(args.b),
-             static_cast<T*>(forward ? args.y : args.gx));
-    }
+    for (int64_t w = 0; w < phases_w; ++w)
+      gemm_gather(forward ? "conv_forward_implicit_gemm" : "conv_input_gradient_implicit_gemm",
+                  gather_of<T>(p, primitive, h, w), p.layout, static_cast<const T*>(forward ? args.x : args.gy), packed,
+                  static_cast<const T*>(args.b), static_cast<T*>(forward ? args.y : args.gx), args.stream);
 }
 
 template <class T>

@@ -21,6 +21,7 @@ const cuda::Kernels& kernels() {
     add(tensor_core_forward);
     add(tensor_core_input_gradient);
     add(tensor_core_weight_gradient);
+    add(std::array{winograd_forward, winograd_input_gradient});
     add(std::array{implicit_gemm_forward, implicit_gemm_input_gradient, implicit_gemm_weight_gradient});
     return all;
   }();

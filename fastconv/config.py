@@ -64,8 +64,8 @@ class allow_winograd:
 
     It needs a quarter of the multiplications of a 3x3 convolution of float32, 36 in 100 of a 5x5 one, but forms
     differences of its operands, which round: errors are about three times those of a sum of products, still within
-    the defaults of torch.testing.assert_close for numbers around 1. Where an image's result is not finite, it is
-    computed again without Winograd, so infinities and NaN come out as they would.
+    the defaults of torch.testing.assert_close for numbers around 1. What is not finite is computed again without
+    Winograd, so infinities and NaN come out as they would.
 
     `allow_winograd(False)` takes effect at once, and `with allow_winograd(False):` until the block ends. A backward
     pass uses what was allowed when its forward pass ran. The setting is local to the thread (a context variable).

@@ -8,14 +8,17 @@ namespace fastconv::cpu::FASTCONV_ISA {
 
 namespace {
 
-// The sum over the windows `above` of one column q of the gradient, each divided by its divisor.
-template <class T>
-FASTCONV_INLINE Vec<Compute<T>> column_terms(const PoolProblem& problem, const Axis& rows, const Range& above, const T* gy,
-                                             Vec<Compute<T>> factor, int n) {
+// The sum over the windows `above` of one column q of the gradient, each divided by its divisor. `known` is the number of the
+// windows if it is known beforehand, with their rows' factors, else 0.
+template <int known, class T>
+FASTCONV_INLINE Vec<Compute<T>> column_terms(const PoolProblem& problem, const Axis& rows, const Range& above,
+                                             const Compute<T>* row_factors, const T* gy, Vec<Compute<T>> factor, int n) {
   using C = Compute<T>;
   Vec<C> sum{};
-  for (int64_t p = above.begin; p < above.end; ++p)
-    sum += load_part(gy + p * problem.q, n) / (splat(row_factor<C>(problem, rows.window(p))) * factor);
+  for (int64_t p = 0; p < (known ? known : above.end - above.begin); ++p) {
+    const C row = known ? row_factors[p] : row_factor<C>(problem, rows.window(above.begin + p));
+    sum += load_part(gy + (above.begin + p) * problem.q, n) / (splat(row) * factor);
+  }
   return sum;
 }
 
@@ -53,8 +56,12 @@ void backward_lines(const PoolProblem& problem, const T* gy, T* gx, int threads)
         const bool same = above.begin == summed.begin && above.end == summed.end;
         summed = above;
         if (!same)
-          fill_line(line, length, start, problem.q, C(0), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
-            return column_terms(problem, rows, above, in + q, load(factors + (q - start)), n);
+          with_counts(above.end - above.begin, 1, [&](auto known, auto) FASTCONV_INLINE_LAMBDA {
+            C row_factors[known ? int(known) : 1];
+            for (int p = 0; p < known; ++p) row_factors[p] = row_factor<C>(problem, rows.window(above.begin + p));
+            fill_line(line, length, start, problem.q, C(0), [&](int64_t q, int n) FASTCONV_INLINE_LAMBDA {
+              return column_terms<known>(problem, rows, above, row_factors, in + q, load(factors + (q - start)), n);
+            });
           });
         for (int64_t j = 0; j < count && !same; j += step) {
           Vec<C> sums[stride] = {};
@@ -111,6 +118,21 @@ void backward_wide(const PoolProblem& problem, const T* gy, T* gx, int threads) 
   });
 }
 
+// The windows that cover a position along one axis, and what they contribute to the divisor if all contribute the same.
+template <class C>
+struct Covering {
+  Range windows;
+  C factor;
+  bool same;
+
+  template <class Factor>
+  Covering(const Range& covering, const Factor& factor_of) : windows(covering), factor(1), same(true) {
+    if (windows.begin < windows.end) factor = factor_of(windows.begin);
+    for (int64_t i = windows.begin + 1; i < windows.end; ++i) same &= factor_of(i) == factor;
+  }
+  Covering() = default;
+};
+
 // NHWC, any windows: each pixel sums the windows that cover it.
 template <class T>
 void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int threads) {
@@ -118,47 +140,44 @@ void backward_channels_last(const PoolProblem& problem, const T* gy, T* gx, int 
   constexpr int step = lanes<C>;
   const Axis rows = vertical(problem), columns = horizontal(problem);
   const bool past = put_past_caches(gx, problem.n * problem.h * problem.w, problem.c);
+  const auto factor_of_row = [&](int64_t p) { return row_factor<C>(problem, rows.window(p)); };
+  const auto factor_of_column = [&](int64_t q) { return column_factor<C>(problem, columns.window(q)); };
   struct Row {
     const T* image;
-    Range above;
+    Covering<C> above;
   };
-  struct Column {
-    Range beside;
-    C common;   // the windows' divisor, if they all have
-    bool same;  // the same: then one division is enough
-  };
-  const auto factor = [&](int64_t p, int64_t q) {
-    return row_factor<C>(problem, rows.window(p)) * column_factor<C>(problem, columns.window(q));
-  };
+  const auto beside_at = [&](int64_t w) { return Covering<C>(columns.covering(w), factor_of_column); };
+  const Lookup beside_of(problem.w, beside_at);
   share_channel_blocks<C>(
       problem.n, problem.h, problem.w, problem.c, threads,
-      [&](int64_t n, int64_t h) { return Row{gy + n * problem.p * problem.q * problem.c, rows.covering(h)}; },
-      [&](const Row& row, int64_t w) {
-        const Range above = row.above, beside = columns.covering(w);
-        if (above.begin >= above.end || beside.begin >= beside.end) return Column{beside, 1, true};
-        const C common = factor(above.begin, beside.begin);
-        bool same = true;
-        for (int64_t p = above.begin + 1; p < above.end; ++p) same &= factor(p, beside.begin) == common;
-        for (int64_t q = beside.begin + 1; q < beside.end; ++q) same &= factor(above.begin, q) == common;
-        return Column{beside, common, same};
+      [&](int64_t n, int64_t h) {
+        return Row{gy + n * problem.p * problem.q * problem.c, Covering<C>(rows.covering(h), factor_of_row)};
       },
-      [&](int64_t in, const Row& row, const Column& column, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+      [&](const Row&, int64_t w) { return beside_of(w); },
+      [&](int64_t in, const Row& row, const Covering<C>& beside, int64_t c, int64_t count) FASTCONV_INLINE_LAMBDA {
+        const Covering<C>& above = row.above;
+        const bool same = above.same && beside.same;  // then one division is enough
         each_vector<C>(count, [&](auto vectors, int64_t i, int m) FASTCONV_INLINE_LAMBDA {
+          const Range down = above.windows, along = beside.windows;
+          const auto at = [&](int64_t p, int64_t q) { return row.image + (p * problem.q + q) * problem.c + c + i; };
+          T* const to = gx + in * problem.c + c + i;
           Vec<C> sums[vectors.count] = {};
-          for (int64_t p = row.above.begin; p < row.above.end; ++p) {
-            const T* from = row.image + (p * problem.q + column.beside.begin) * problem.c + c + i;
-            for (int64_t q = column.beside.begin; q < column.beside.end; ++q, from += problem.c) {
-              if (column.same) {
-                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(from + v * step, m);
-              } else {
-                const Vec<C> divisor = splat(factor(p, q));
-                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(from + v * step, m) / divisor;
+          if (!same) {
+            for (int64_t p = down.begin; p < down.end; ++p)
+              for (int64_t q = along.begin; q < along.end; ++q) {
+                const Vec<C> divisor = splat(factor_of_row(p) * factor_of_column(q));
+                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(at(p, q) + v * step, m) / divisor;
               }
-            }
+            for (int v = 0; v < vectors.count; ++v) put(to + v * step, sums[v], m, past);
+            return;
           }
-          const Vec<C> divisor = splat(column.common);
-          for (int v = 0; v < vectors.count; ++v)
-            put(gx + in * problem.c + c + i + v * step, column.same ? sums[v] / divisor : sums[v], m, past);
+          with_counts(down.end - down.begin, along.end - along.begin, [&](auto high, auto wide) FASTCONV_INLINE_LAMBDA {
+            for (int64_t p = down.begin; p < (high ? down.begin + high : down.end); ++p)
+              for (int64_t q = along.begin; q < (wide ? along.begin + wide : along.end); ++q)
+                for (int v = 0; v < vectors.count; ++v) sums[v] += load_part(at(p, q) + v * step, m);
+          });
+          const Vec<C> divisor = splat(above.factor * beside.factor);
+          for (int v = 0; v < vectors.count; ++v) put(to + v * step, sums[v] / divisor, m, past);
         });
       });
 }

@@ -40,6 +40,35 @@ class CoveringWalk {
   Range range_;
 };
 
+// Calls body(rows, columns) with the numbers of windows that cover a position as constants where they are the usual ones, else
+// with zeros: loops that run once or twice, by turns, would be foreseen wrongly at most pixels.
+template <class Body>
+inline __attribute__((always_inline)) void with_counts(int64_t rows, int64_t columns, const Body& body) {
+  using std::integral_constant;
+  if (rows == 1 && columns == 1) return body(integral_constant<int, 1>{}, integral_constant<int, 1>{});
+  if (rows == 1 && columns == 2) return body(integral_constant<int, 1>{}, integral_constant<int, 2>{});
+  if (rows == 2 && columns == 1) return body(integral_constant<int, 2>{}, integral_constant<int, 1>{});
+  if (rows == 2 && columns == 2) return body(integral_constant<int, 2>{}, integral_constant<int, 2>{});
+  body(integral_constant<int, 0>{}, integral_constant<int, 0>{});
+}
+
+// at(x) for the positions of an axis, which every row asks for again: the divisions would take longer than a pixel's sums. Of a
+// long axis the first are kept.
+template <class At>
+class Lookup {
+ public:
+  Lookup(int64_t positions, const At& at) : kept_(minimum<int64_t>(positions, most)), at_(at) {
+    for (int64_t x = 0; x < kept_; ++x) values_[x] = at(x);
+  }
+  auto operator()(int64_t x) const { return x < kept_ ? values_[x] : at_(x); }
+
+ private:
+  static constexpr int64_t most = 256;
+  decltype(std::declval<At>()(0)) values_[most];
+  int64_t kept_;
+  const At& at_;
+};
+
 // The last tap of a kernel that is congruent to `phase` modulo the stride: negative if there is none.
 inline int64_t last_tap(int64_t kernel, int64_t phase, int64_t stride) {
   return kernel - 1 - (kernel - 1 - phase + stride) % stride;

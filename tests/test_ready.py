@@ -282,7 +282,9 @@ def test_a_kernel_is_made_of_what_it_needs(changes: dict[str, object]) -> None:
         _C.Kernel(**{**sound, **changes})
 
 
-@pytest.mark.parametrize("memory", [3.5, "x", [1], image(device="meta"), object()], ids=str)
+@pytest.mark.parametrize(
+    "memory", [3.5, "x", [1], image(device="meta"), object()], ids=["float", "str", "list", "meta tensor", "object"]
+)
 def test_memory_is_a_tensor_an_address_or_none(memory: object) -> None:
     x = image(1, 1, 4, 4)
     problem = ops.average_pool_call(x, (2, 2), (2, 2), (2, 2), (0, 0, 0, 0), True, 0).problem

@@ -21,11 +21,10 @@ constexpr int64_t e_step = wide ? 96 : 48;  // threads share e in multiples of i
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
-// Sizes are per group. `read` is what is read of x and gy: pixels first to end - 1 of channels or e begin to end - 1.
+// Sizes are per group.
 template <class T>
 struct Operands {
   bool channels_last, padded_rows;
-  bool pointwise;  // pixels of x are those of gy
   const T *x, *gy;
   int64_t groups, c, k, taps, pixels, out_pixels;  // out_pixels: of one image
   PixelGrid grid;
@@ -34,8 +33,6 @@ struct Operands {
   Operands(const ConvProblem& p, const ConvArgs& args, Workspace& space)
       : channels_last(p.layout == Layout::channels_last),
         padded_rows(PaddedRows<T>::worth(p, chunk_pixels)),
-        pointwise(p.r * p.s == 1 && p.stride_h * p.stride_w == 1 && p.h == p.p && p.w == p.q && p.pad_top == 0 &&
-                  p.pad_left == 0),
         x(static_cast<const T*>(args.x)),
         gy(static_cast<const T*>(args.gy)),
         groups(p.groups),
@@ -124,7 +121,7 @@ struct PixelRows {
   }
 
   void read_x(int64_t group, int64_t begin_e, int64_t end_e, int64_t first, int64_t end) {
-    if (o.pointwise) return copy_channels(group, begin_e, end_e, first, end);
+    if (o.grid.pointwise()) return copy_channels(group, begin_e, end_e, first, end);
     for (int64_t i = 0; i < end - first; i += lanes<T>) {
       const PixelVector<T> pixels(o.grid, first + i, end);
       if (o.padded_rows)

@@ -68,6 +68,11 @@ struct PixelGrid {
   int64_t row_tap_count, column_tap_count;
 
   int64_t taps() const { return row_tap_count * column_tap_count; }
+  // Whether output pixels are input pixels: of a 1x1 kernel without stride or padding.
+  bool pointwise() const {
+    return taps() == 1 && stride_h == 1 && stride_w == 1 && rows == height && columns == width && row_taps[0].offset == 0 &&
+           column_taps[0].offset == 0;
+  }
 };
 
 // A vector of consecutive output pixels, cut where a row of the grid ends.
@@ -226,7 +231,7 @@ class PaddedRows {
     }
   }
 
-  // As read_taps.
+  // As read_taps, but lanes without a pixel hold anything.
   void read(const PixelGrid& grid, const PixelVector<T>& pixels, int64_t begin, int64_t end, T* dst, int64_t dst_step) const {
     if (begin >= end) return;
     const T* from[lanes<T>];
@@ -238,8 +243,6 @@ class PaddedRows {
       from[i] = rows_ + (piece.n * image_rows_ + piece.row * grid.stride_h - top_) * row_ + piece.column - piece.lane;
       later[i] = lane >= piece.lane;
     }
-    const auto& last = pixels.pieces[maximum(pixels.count - 1, 0)];
-    const Mask<T> used = lane < (pixels.count ? last.lane + last.length : 0);
     const int64_t taps = grid.taps();
     int64_t plane = begin / taps * plane_;
     for (int64_t tap = begin % taps, e = begin; e < end; ++e, dst += dst_step) {
@@ -247,7 +250,7 @@ class PaddedRows {
       Vec<T> v{};
       if (pixels.count) v = load(from[0] + offset);
       for (int i = 1; i < pixels.count; ++i) v = later[i] ? load(from[i] + offset) : v;
-      store(dst, used ? v : Vec<T>{});
+      store(dst, v);
       if (++tap == taps) tap = 0, plane += plane_;
     }
   }

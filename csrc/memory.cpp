@@ -22,8 +22,10 @@ void prefer_huge_pages([[maybe_unused]] void* address, [[maybe_unused]] int64_t 
 #endif
 }
 
+bool outgrows_caches(int64_t bytes) { return bytes >= large; }
+
 bool past_caches(void* address, int64_t bytes, bool even_fresh) {
-  if (bytes < large) return false;
+  if (!outgrows_caches(bytes)) return false;
   if (even_fresh) return true;
   // The middle stands for all: an allocator gives memory back, and takes it, in long pieces.
   constexpr uintptr_t page = 4096;

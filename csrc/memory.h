@@ -10,9 +10,12 @@ namespace fastconv {
 // inside the tensor are asked for, so it takes no more memory than before.
 void prefer_huge_pages(void* address, int64_t bytes);
 
-// Whether a kernel should write this result past the caches. A large one is gone from them before it is read again, and an
-// ordinary store would read each line from memory first. But fresh pages are in the cache: the system has just zeroed them;
-// unless the kernel comes back to them much later, which it then says by `even_fresh`.
+// Whether a result of this size is gone from the caches before it is read again.
+bool outgrows_caches(int64_t bytes);
+
+// Whether a kernel should write this result past the caches: a large one, as an ordinary store would read each line from memory
+// first. But fresh pages are in the cache: the system has just zeroed them; unless the kernel comes back to them much later,
+// which it then says by `even_fresh`.
 bool past_caches(void* address, int64_t bytes, bool even_fresh = false);
 
 }  // namespace fastconv

@@ -63,14 +63,15 @@ inline void each_phase(const Axis& rows, const Axis& columns, const Body& body) 
     }
 }
 
-// Calls body(tap, weight) for the taps of all phases, in the order the kernels read them: phase by phase, [tap column][tap
-// row]. `weight` is the tap's place in a channel's weights.
-template <class Body>
+// Calls body(tap, weight) for the taps of all phases, phase by phase. Its taps are numbered [tap column][tap row], or the other
+// way round where ROWS_FIRST. `weight` is the tap's place in a channel's weights.
+template <bool ROWS_FIRST, class Body>
 inline void each_tap(const ConvProblem& q, const Axis& rows, const Axis& columns, const Body& body) {
-  each_phase(rows, columns, [&](const AxisPhase& row, const AxisPhase& column, int64_t tap) {
-    for (int64_t s = 0; s < column.taps; ++s)
-      for (int64_t r = 0; r < row.taps; ++r)
-        body(tap++, (row.first_weight + r * rows.weight_step) * q.s + column.first_weight + s * columns.weight_step);
+  each_phase(rows, columns, [&](const AxisPhase& row, const AxisPhase& column, int64_t before) {
+    for (int64_t r = 0; r < row.taps; ++r)
+      for (int64_t s = 0; s < column.taps; ++s)
+        body(before + (ROWS_FIRST ? r * column.taps + s : s * row.taps + r),
+             (row.first_weight + r * rows.weight_step) * q.s + column.first_weight + s * columns.weight_step);
   });
 }
 

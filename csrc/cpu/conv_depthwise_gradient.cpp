@@ -201,9 +201,9 @@ void each_tile(int64_t r0, int64_t r1, int64_t s0, int64_t s1, const Body& body)
 
 // ---------------------------------------------------------------------------------------------------------------------------
 
-// The reduction over the batch is cut into this many slices, added up in order at the end, where the channels alone would not
+// The reduction is cut into at most this many slices, added up in order at the end, where `units` of channels alone would not
 // keep many threads busy.
-int64_t batch_slices(const ConvProblem& q, int64_t units) { return maximum<int64_t>(1, minimum(q.n, 64 / units)); }
+constexpr int64_t most_slices(int64_t units) { return maximum<int64_t>(1, 64 / units); }
 
 bool plain(const ConvProblem& q) { return q.stride_h == 1 && q.stride_w == 1 && q.dilation_h == 1 && q.dilation_w == 1; }
 
@@ -249,7 +249,7 @@ struct PlaneGradient {
   explicit PlaneGradient(const ConvProblem& q) {
     constexpr int L = lanes<T>;
     padded = padded_plane<T>(row_axis(q, true), column_axis(q, true), 1, (q.q + L - 1) / L * L);
-    multiplier = q.k / q.c, taps = q.r * q.s, slices = batch_slices(q, q.c);
+    multiplier = q.k / q.c, taps = q.r * q.s, slices = minimum(q.n, most_slices(q.c));
     rolled = plain(q);
   }
   struct Scratch {
@@ -379,7 +379,7 @@ struct PixelGradient {
     positions = maximum<int64_t>(8, 8192 / (minimum(chunk, vectors) * vector_bytes));
     // Slices are of output rows; of images where each is copied first.
     const int64_t rows = multiplier > 1 ? q.n : minimum(q.n * q.p, q.n * q.p * q.q / 64);
-    slices = maximum<int64_t>(1, minimum(rows, 64 / chunks));
+    slices = maximum<int64_t>(1, minimum(rows, most_slices(chunks)));
     band = maximum<int64_t>(1, minimum(q.p, 64 / q.q));
   }
   // The channel at which a vector begins.

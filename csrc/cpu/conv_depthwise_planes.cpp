@@ -140,8 +140,8 @@ struct PlaneShape {
   StripPlan strips;
   int64_t copy_rows;
   int64_t stage_pitch;  // of the rows of a column phase: they are put together into rows of the output
-  // Whether a band's outputs follow each other in memory, so that they can be written past the caches.
-  bool dense() const { return padded.rows.phases == 1 && padded.columns.phases == 1; }
+  int64_t out_bytes;
+  bool may_pass;  // the caches: a band's outputs follow each other in memory, and are many
 };
 
 template <class T>
@@ -159,6 +159,8 @@ PlaneShape plane_shape(const ConvProblem& q, bool forward) {
   const int64_t last = s.strips.first(s.strips.strips(p.band) - 1);
   s.copy_rows = maximum(p.rows.reach(p.band),
                         last * p.rows.in_step + p.rows.extent - 1 + (s.strips.inputs(1) - 1) * s.strips.spacing + 1);
+  s.out_bytes = q.n * q.c * s.out_planes * p.rows.out * p.columns.out * int64_t(sizeof(T));
+  s.may_pass = p.rows.phases == 1 && p.columns.phases == 1 && outgrows_caches(s.out_bytes);
   s.stage_pitch = p.columns.phases > 1 ? (p.columns.phase[0].count + L - 1) / L * L : 0;
   return s;
 }
@@ -173,7 +175,9 @@ struct PlaneScratch {
     Workspace memory(base);
     const PaddedPlane& p = s.padded;
     copy = memory.take<T>(s.in_planes * s.copy_rows * p.row_pitch + 2 * lanes<T>);
-    stage = memory.take<T>(p.columns.phases > 1 ? p.band * p.columns.phases * s.stage_pitch : p.band * p.columns.out);
+    stage = memory.take<T>(p.columns.phases > 1 ? p.band * p.columns.phases * s.stage_pitch
+                           : s.may_pass         ? p.band * p.columns.out
+                                                : 0);
     columns = memory.take<int64_t>(p.columns.kernel);
     bytes = memory.bytes();
   }
@@ -272,11 +276,12 @@ void depthwise_planes(const ConvProblem& q, bool forward, const T* in, const T* 
   const PaddedPlane& p = s.padded;
   const PlaneMemory<T> memory(q, s, workspace, threads);
   const int64_t taps = q.r * q.s;
-  const bool past = s.dense() && past_caches(out, q.n * q.c * s.out_planes * p.rows.out * p.columns.out * int64_t(sizeof(T)));
+  const bool past = s.may_pass && past_caches(out, s.out_bytes);
   parallel(threads, [&](int id, int parts) {
     const Range ks = share(q.k, id, parts);
     for (int64_t k = ks.begin; k < ks.end; ++k)
-      each_tap(q, p.rows, p.columns, [&](int64_t tap, int64_t from) { memory.weights[k * taps + tap] = w[k * taps + from]; });
+      each_tap<false>(q, p.rows, p.columns,
+                      [&](int64_t tap, int64_t from) { memory.weights[k * taps + tap] = w[k * taps + from]; });
     if (parts > 1) barrier();
     const PlaneScratch<T> scratch(s, memory.threads + id * memory.thread_bytes);
     fill_columns(p, scratch.columns);
@@ -288,7 +293,7 @@ void depthwise_planes(const ConvProblem& q, bool forward, const T* in, const T* 
       plane_band<T>(q, s, scratch, memory.weights + c * s.multiplier * taps, bias ? bias + c * s.out_planes : nullptr,
                     in + unit * in_unit, next, out + unit * out_unit, past, u % p.bands);
     }
-    end_stream();
+    if (past) end_stream();
   });
 }
 

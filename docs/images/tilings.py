@@ -65,11 +65,12 @@ def depthwise() -> Drawing:
     d.text(430, 232, "... serve 8 rows of sums in registers,")
     d.text(430, 248, "for each of the three tap columns")
     d.text(690, 24, "channels_last: a lane is a channel", bold=True)
-    d.grid(690, 40, 10, 6, area(range(10), range(1, 4), "read") | {(i, 2): "sum" for i in range(1, 9)})
-    d.frame(690 + CELL, 40, 10, 3)
-    d.text(690, 240, "one output column of 8 rows (red),")
-    d.text(690, 256, "8 channels deep, reads 10 x 3 pixels")
-    d.text(690, 272, "where they lie; then the next channels")
+    d.grid(690, 40, 6, 13, area(range(1, 4), range(1, 11), "read") | {(2, j): "sum" for j in range(2, 10)})
+    d.frame(690 + CELL, 40 + CELL, 3, 10)
+    d.text(690, 180, "8 outputs of one row (red), 8 channels")
+    d.text(690, 196, "deep, read 3 x 10 pixels where they lie;")
+    d.text(690, 212, "then the next channels of these, then")
+    d.text(690, 228, "the next 8 outputs, then the next row")
     return d
 
 

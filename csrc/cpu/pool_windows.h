@@ -48,6 +48,7 @@ inline __attribute__((always_inline)) void with_counts(int64_t rows, int64_t col
   if (rows == 1 && columns == 1) return body(integral_constant<int, 1>{}, integral_constant<int, 1>{});
   if (rows == 1 && columns == 2) return body(integral_constant<int, 1>{}, integral_constant<int, 2>{});
   if (rows == 2 && columns == 1) return body(integral_constant<int, 2>{}, integral_constant<int, 1>{});
+  if (rows == 3 && columns == 1) return body(integral_constant<int, 3>{}, integral_constant<int, 1>{});
   if (rows == 2 && columns == 2) return body(integral_constant<int, 2>{}, integral_constant<int, 2>{});
   body(integral_constant<int, 0>{}, integral_constant<int, 0>{});
 }

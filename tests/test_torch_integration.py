@@ -444,7 +444,7 @@ def fork_and_compare() -> None:
 
 
 def test_after_fork():
-    """In a process of its own: where autograd has threads already, as for GPUs, torch refuses gradients after a fork."""
+    """In a process of its own: where autograd has threads already, as with GPUs, torch refuses gradients in a child."""
     subprocess.run(
         [sys.executable, "-c", f"import {__name__} as tests; tests.fork_and_compare()"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

@@ -21,10 +21,8 @@ from fastconv.bench.peers import FASTCONV, TORCH, Work
 
 DEVICE = "cuda"
 MOST_SETS = 8
-SIDE, COPIED = (
-    8192,
-    512 << 20,
-)  # of the matrices (half of it for 4-byte types) and bytes of the copy by which ceilings are measured
+SIDE = 8192  # of the matrices whose product is timed for the ceiling; half of it for 4-byte types
+COPIED = 512 << 20  # bytes of the copy that is
 CYCLES = 2e9  # a second: at least what a GPU's clock does
 
 

@@ -71,7 +71,7 @@ def compile_program(source: str, folder: Path, *flags: str, kernels: Sequence[Pa
 
 
 def output(*command: object) -> str:
-    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, timeout=1800).stdout
 
 
 @pytest.fixture(scope="module", params=["hand-written switch", "portable switch"])

@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t band_bytes = 64 * 1024;  // of the copy, which is filled row by row as it is read
 // Where the number of vectors is odd, a tile of one has as many pixels as those of two.
 constexpr int most_pixels(int vectors) { return vectors == 1 || many_registers ? 12 : 6; }
+static_assert(most_pixels(most_vectors) <= most_pixels(1));
 
 // The pixels that a tile computes for so many that are wanted; sums of fewer wait for each other anyway.
 constexpr int computed_pixels(int vectors, int wanted) {

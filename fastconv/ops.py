@@ -407,7 +407,6 @@ class PoolCall:
         "_max_backward",
         "average",
         "average_backward",
-        "channels_last",
         "empty",
         "kind",
         "max",
@@ -434,7 +433,6 @@ class PoolCall:
     ) -> None:
         self.x_shape = x_shape
         self.x_strides, y_strides = dense_strides(x_shape, channels_last), dense_strides(y_shape, channels_last)
-        self.channels_last = channels_last
         self.empty = 0 in y_shape
         self.kind = index_kind(kernel)
         self.problem = p = _C.PoolProblem()

@@ -22,8 +22,8 @@ struct Kernel {
   PyObject* format;   // for Tensor.contiguous
   PyObject* outputs;  // a tuple of (shape, strides, dtype)
   PyObject* blank;    // blank(t, shape, strides, dtype): a tensor on t's device that needs no memory
-  PyObject*
-      blanks[most];  // Made when first needed, just before a tensor like it: then none takes memory that a call would not.
+  // Tensors like the outputs, made when first needed, just before the outputs: then none takes memory that a call would not.
+  PyObject* blanks[most];
   PyObject* inputs;  // a tuple of their strides, which are tuples
 };
 

@@ -1,12 +1,16 @@
 // The table of calls made ready, and how arguments become its keys.
 #include "ready.h"
 
+#include <pybind11/pybind11.h>
+
 #include <cstring>
 #include <initializer_list>
 #include <unordered_map>
 #include <utility>
 
 #include "tensor.h"
+
+namespace py = pybind11;
 
 namespace fastconv::ready {
 namespace {
@@ -112,47 +116,36 @@ bool Key::add_tensor(PyObject* value) {
   return true;
 }
 
-// A reference that is given back.
-struct Reference {
-  PyObject* object;
-  explicit Reference(PyObject* owned) : object(owned) {}
-  Reference(Reference&& other) noexcept : object(std::exchange(other.object, nullptr)) {}
-  Reference& operator=(Reference&& other) noexcept {
-    std::swap(object, other.object);
-    return *this;
-  }
-  ~Reference() { Py_XDECREF(object); }
-};
+py::object owned(PyObject* reference) { return py::reinterpret_steal<py::object>(reference); }
 
 // The present target: one object for equal settings.
-Reference target_of(const Key& key) {
+py::object target_of(const Key& key) {
   PyObject* target = nullptr;
-  if (PyContextVar_Get(settings.current, nullptr, &target) < 0) return Reference(nullptr);
-  Reference found(target);
-  if (!target) return found;
-  const Reference simulation(PyObject_GetAttr(target, name_simulation));
-  if (simulation.object == Py_None && key.device == tensor::on_cpu) return found;
-  return Reference(PyObject_CallOneArg(settings.target_of, key.first_tensor));
+  if (PyContextVar_Get(settings.current, nullptr, &target) < 0 || !target) return {};
+  py::object found = owned(target);
+  const py::object simulation = owned(PyObject_GetAttr(target, name_simulation));
+  if (simulation.is_none() && key.device == tensor::on_cpu) return found;
+  return owned(PyObject_CallOneArg(settings.target_of, key.first_tensor));
 }
 
 // Makes the key of a call and returns its target; null if it has none: something watches, or an argument is of a kind without.
-Reference make_key(Key& key, PyObject* const* arguments, Py_ssize_t count) {
-  Reference nothing(nullptr);
-  if (!tensor::nothing_watches()) return nothing;
+py::object make_key(Key& key, PyObject* const* arguments, Py_ssize_t count) {
+  if (!tensor::nothing_watches()) return {};
   for (Py_ssize_t i = 0; i < count; i++)
-    if (!key.add_argument(arguments[i])) return nothing;
-  const Reference threads(PyObject_CallNoArgs(settings.threads));
-  if (!key.first_tensor || !threads.object || !key.add_argument(threads.object)) return nothing;
-  Reference target = target_of(key);
-  return key.add(target.object) ? std::move(target) : std::move(nothing);
+    if (!key.add_argument(arguments[i])) return {};
+  const py::object threads = owned(PyObject_CallNoArgs(settings.threads));
+  if (!key.first_tensor || !threads || !key.add_argument(threads.ptr())) return {};
+  py::object target = target_of(key);
+  if (!key.add(target.ptr())) return {};
+  return target;
 }
 
 struct Hash {
   size_t operator()(const Key& key) const { return key.hash(); }
 };
 struct Kept {
-  Reference ready;
-  Reference target;  // its address is part of the key
+  py::object ready;
+  py::object target;  // its address is part of the key
 };
 using Table = std::unordered_map<Key, Kept, Hash>;
 
@@ -170,9 +163,9 @@ void forget_all() {
 PyObject* find(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Key key;
   PyObject* found = Py_None;
-  if (make_key(key, arguments, count).object) {
+  if (make_key(key, arguments, count)) {
     const auto entry = table().find(key);
-    if (entry != table().end()) found = entry->second.ready.object;
+    if (entry != table().end()) found = entry->second.ready.ptr();
   }
   PyErr_Clear();
   Py_INCREF(found);
@@ -181,12 +174,12 @@ PyObject* find(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyObject* keep(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Key key;
-  Reference target = make_key(key, arguments + 1, count - 1);
+  py::object target = make_key(key, arguments + 1, count - 1);
   PyErr_Clear();
-  if (target.object) {
+  if (target) {
     if (table().size() >= capacity) forget_all();
-    Py_INCREF(arguments[0]);
-    table().emplace(key, Kept{Reference(arguments[0]), std::move(target)});  // where another thread was first, that stays
+    auto ready = py::reinterpret_borrow<py::object>(arguments[0]);
+    table().emplace(key, Kept{std::move(ready), std::move(target)});  // where another thread was first, that stays
   }
   Py_RETURN_NONE;
 }

@@ -22,6 +22,13 @@ Torch torch{};
 const Exchange* exchange = nullptr;
 PyObject *name_is_neg, *name_level, *name_contiguous, *names_of_format;
 
+// Whether an answer, which is given back, is this constant. An error is not.
+bool is(PyObject* answer, PyObject* constant) {
+  if (!answer) PyErr_Clear();
+  Py_XDECREF(answer);  // True and False live on
+  return answer == constant;
+}
+
 }  // namespace
 
 void connect(const Torch& given) {
@@ -43,10 +50,7 @@ void connect(const Torch& given) {
 bool plain(PyObject* object) {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != torch.plain_types[0] && type != torch.plain_types[1]) return false;
-  PyObject* negative = PyObject_CallMethodNoArgs(object, name_is_neg);
-  if (!negative) PyErr_Clear();
-  Py_XDECREF(negative);
-  return negative == Py_False;
+  return is(PyObject_CallMethodNoArgs(object, name_is_neg), Py_False);
 }
 
 bool view(PyObject* object, View& out) {
@@ -74,17 +78,7 @@ const DispatchKeys* dispatch_keys() {
   return keys;
 }
 
-namespace {
-
-bool is_true(PyObject* answer) {
-  if (!answer) PyErr_Clear();
-  Py_XDECREF(answer);  // True lives on
-  return answer == Py_True;
-}
-
-}  // namespace
-
-bool grad_enabled() { return is_true(PyObject_CallNoArgs(torch.is_grad_enabled)); }
+bool grad_enabled() { return is(PyObject_CallNoArgs(torch.is_grad_enabled), Py_True); }
 
 bool nothing_watches() {
   if (!exchange) return false;
@@ -94,7 +88,7 @@ bool nothing_watches() {
     if (level && PyLong_AsLong(level) < 0 && !PyErr_Occurred()) return true;
     PyErr_Clear();
   }
-  return is_true(PyObject_CallNoArgs(torch.nothing_watches));
+  return is(PyObject_CallNoArgs(torch.nothing_watches), Py_True);
 }
 
 }  // namespace fastconv::tensor
